@@ -1,0 +1,107 @@
+"""`statewise export` and `statewise verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from export.report import ReportFormat, render, table
+from statewise.errors import ConfigError, ParityError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from statewise.certificate import Certificate
+
+ReportOption = Annotated[
+    ReportFormat | None, typer.Option("--report", help="Also write a report, for CI: junit, json or markdown.")
+]
+ReportFileOption = Annotated[
+    Path | None, typer.Option("--report-file", help="Where the report goes; standard output where absent.")
+]
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Output folder of `statewise train`.")],
+    to: Annotated[Path, typer.Option("--to", help="Model repository to export into; made if need be.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model; the checkpoint's own where absent.")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Version to make; the next free one where absent. Never overwritten.")
+    ] = None,
+    report: ReportOption = None,
+    report_file: ReportFileOption = None,
+) -> None:
+    """Export a checkpoint to ONNX, certify it against PyTorch and add it to a model repository.
+
+    The bundle is run by the server's own runtime and must give PyTorch's outputs and tokens; where it does not, no bundle is
+    made and the exit code is 1.
+    """
+    from export.pipeline import export_checkpoint
+    from training.checkpoint import load_checkpoint
+
+    console = Console(stderr=True)
+    with _progress(console, "Export") as progress:
+        progress("loading the checkpoint")
+        loaded = load_checkpoint(checkpoint)
+        exported = export_checkpoint(loaded, to, name=name, version=version, progress=progress)
+    _show(console, [exported.certificate], report, report_file)
+    if exported.folder is None:
+        raise ParityError("the exported graphs do not compute what PyTorch computes; no bundle was made")
+    console.print(f"Bundle: {exported.folder}")
+    console.print(f"Serve it: statewise serve --models {to}")
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, or a model's folder (its newest version is taken).")],
+    report: ReportOption = None,
+    report_file: ReportFileOption = None,
+) -> None:
+    """Make a bundle's certificate again, on this machine, and compare.
+
+    Exit code 0: it holds; 1: parity is missed here; 2: the bundle is damaged, or not one.
+    """
+    from export.pipeline import verify_bundle
+
+    console = Console(stderr=True)
+    with _progress(console, "Verify") as progress:
+        progress("checking files")
+        verified = verify_bundle(bundle, progress=progress)
+    _show(console, [v.remade for v in verified.values()], report, report_file)
+    for variant, result in verified.items():
+        before, now = result.stored.outputs.max_absolute_error, result.remade.outputs.max_absolute_error
+        console.print(f"{variant}: largest error at export {before:.2e}, here {now:.2e}")
+    missed = [variant for variant, result in verified.items() if not result.remade.passed]
+    if missed:
+        raise ParityError(f"{', '.join(missed)}: on this machine the graphs do not compute what PyTorch computes")
+
+
+@contextmanager
+def _progress(console: Console, title: str) -> Iterator[Callable[[str], None]]:
+    """A spinner that names the stage; plain lines where the output is no terminal."""
+    if not console.is_terminal:
+        yield lambda stage: console.print(f"{title}: {stage}")
+        return
+    with console.status(f"{title} ...") as status:
+        yield lambda stage: status.update(f"{title}: {stage} ...")
+
+
+def _show(
+    console: Console, certificates: list[Certificate], report: ReportFormat | None, report_file: Path | None
+) -> None:
+    for certificate in certificates:
+        console.print(table(certificate))
+    if report is None:
+        return
+    text = render(certificates, report)
+    if report_file is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        report_file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--report-file {report_file}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,184 @@
+"""The two graphs of a bundle: `step` (any number of new items per row) and `decode` (K single-item steps in a Loop)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from export.builder import GraphBuilder, untyped
+from export.sampler import INPUTS, Sampled, add_sampler
+from export.trace import OPSET, TracedStep
+from statewise.manifest import ModelSpec, TokenInput
+
+IR_VERSION = 10
+
+_DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
+
+
+def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """Inputs `items`, `lengths`, `state.*` and the sampler's; outputs `next_items` `[row]`, `output`, `new_state.*`."""
+    op = GraphBuilder()
+    chosen: tuple[str, ...] = (traced.output,)
+    if isinstance(spec.input, TokenInput):
+        uniform = op.Squeeze("sampling.uniforms", op.constant([1]))
+        chosen = add_sampler(op, traced.output, uniform, spec.input.vocabulary_size)
+    results = [op.Identity(value) for value in chosen]
+    inputs = [_items_info(spec, "time"), _info("lengths", "int64", ["row"]), *_state_infos(spec), *_sampler_infos(spec)]
+    outputs = [
+        *_result_infos(spec, ["row"], results),
+        _info(traced.output, "float32", ["row", _item_size(spec)]),
+        *(_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.state),
+    ]
+    graph = helper.make_graph([*traced.nodes, *op.nodes], "step", inputs, outputs)
+    return _rename(graph, dict(zip(results, _result_names(spec), strict=True)))
+
+
+def decode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """K = `steps` runs of the step, each fed with the item before; results are `[K, row]`, the state is the last one's."""
+    op = GraphBuilder("d")
+    body = _loop_body(op, traced, spec)
+    carried = ["items", *(f"state.{s.name}" for s in spec.state)]
+    results = _result_names(spec)
+    outputs = op.node("Loop", ["steps", "", *carried], len(carried) + len(results), body=body)
+    new_state = {outputs[1 + index]: f"new_state.{s.name}" for index, s in enumerate(spec.state)}
+    gathered = dict(zip(outputs[len(carried) :], results, strict=True))
+    inputs = [_items_info(spec, 1), _info("steps", "int64", []), *_state_infos(spec), *_sampler_infos(spec)]
+    output_infos = [
+        *_result_infos(spec, ["step", "row"], list(gathered)),
+        *(_info(name, s.dtype, list(s.shape)) for name, s in zip(new_state, spec.state, strict=True)),
+    ]
+    graph = helper.make_graph(op.nodes, "decode", inputs, output_infos)
+    return _rename(graph, gathered | new_state)
+
+
+def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    op = outer.subgraph()
+    state_names = [s.name for s in spec.state]
+    inside = {"items": "body.items"} | {f"state.{name}": f"body.state.{name}" for name in state_names}
+    inside |= {f"new_state.{name}": f"body.new_state.{name}" for name in state_names}
+    lengths = op.ConstantOfShape(
+        op.Slice(op.Shape("body.items"), op.constant([0]), op.constant([1])),
+        value=onnx.numpy_helper.from_array(np.ones(1, np.int64)),
+    )
+    nodes = [*op.nodes, *_renamed_nodes(traced.nodes, inside | {"lengths": lengths})]
+    op.nodes = []
+    results: tuple[str, ...] = (traced.output,)
+    if isinstance(spec.input, TokenInput):
+        uniform = op.Gather("sampling.uniforms", "body.index", axis=1)
+        sampled: Sampled = add_sampler(op, traced.output, uniform, spec.input.vocabulary_size)
+        # A row that is not finite goes on with token 0: the embedding must not be asked for token -1.
+        results, next_item = sampled, op.Max(sampled.token, op.constant(0))
+    else:
+        next_item = traced.output
+    items = op.Unsqueeze(next_item, op.constant([1]))
+    go_on = op.Identity("body.condition")
+    gathered = [op.Identity(value) for value in results]
+    inputs = [_info("body.index", "int64", []), helper.make_tensor_value_info("body.condition", TensorProto.BOOL, [])]
+    inputs += [_renamed(_items_info(spec, 1), "body.items")]
+    inputs += [_renamed(info, f"body.{info.name}") for info in _state_infos(spec)]
+    outputs = [go_on, items, *(f"body.new_state.{name}" for name in state_names), *gathered]
+    return helper.make_graph([*nodes, *op.nodes], "body", inputs, [untyped(name) for name in outputs])
+
+
+def finish_model(graph: onnx.GraphProto, weights: Iterable[TensorProto]) -> onnx.ModelProto:
+    """The graph with the weights it reads, checked."""
+    used = _values_read(graph)
+    graph.initializer.extend(weight for weight in weights if weight.name in used)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="statewise")
+    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False)
+
+
+def _result_names(spec: ModelSpec) -> list[str]:
+    if isinstance(spec.input, TokenInput):
+        return ["next_items", "log_probability", "top_tokens", "top_log_probabilities"]
+    return ["next_items"]
+
+
+def _result_infos(spec: ModelSpec, leading: Sequence[str], names: Sequence[str]) -> list[onnx.ValueInfoProto]:
+    lead = list(leading)
+    if not isinstance(spec.input, TokenInput):
+        return [_info(names[0], "float32", [*lead, spec.input.features])]
+    token, log_probability, top_tokens, top_log_probabilities = names
+    return [
+        _info(token, "int64", lead),
+        _info(log_probability, "float32", lead),
+        _info(top_tokens, "int64", [*lead, "top"]),
+        _info(top_log_probabilities, "float32", [*lead, "top"]),
+    ]
+
+
+def _items_info(spec: ModelSpec, time: str | int) -> onnx.ValueInfoProto:
+    if isinstance(spec.input, TokenInput):
+        return _info("items", "int64", ["row", time])
+    return _info("items", "float32", ["row", time, spec.input.features])
+
+
+def _state_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
+    return [_info(f"state.{s.name}", s.dtype, list(s.shape)) for s in spec.state]
+
+
+def _sampler_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
+    if not isinstance(spec.input, TokenInput):
+        return []
+    return [
+        _info(INPUTS.parameters, "float32", ["row", 6]),
+        _info(INPUTS.top_k, "int64", ["row"]),
+        _info(INPUTS.adjust_ids, "int64", ["row", "entry"]),
+        _info(INPUTS.adjust_values, "float32", ["row", "entry", 3]),
+        _info(INPUTS.num_top, "int64", []),
+        _info("sampling.uniforms", "float32", ["row", "step"]),
+    ]
+
+
+def _item_size(spec: ModelSpec) -> int:
+    return spec.input.vocabulary_size if isinstance(spec.input, TokenInput) else spec.input.features
+
+
+def _info(name: str, dtype: str, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, _DTYPES[dtype], shape)
+
+
+def _renamed(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    info.name = name
+    return info
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> onnx.GraphProto:
+    nodes = _renamed_nodes(graph.node, names)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for info in graph.output:
+        info.name = names.get(info.name, info.name)
+    return graph
+
+
+def _renamed_nodes(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> list[onnx.NodeProto]:
+    """Copies of the nodes with values renamed, in nested graphs too."""
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [names.get(name, name) for name in node.input]
+        copy.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in copy.attribute:
+            if attribute.HasField("g"):
+                inner = _renamed_nodes(attribute.g.node, names)
+                del attribute.g.node[:]
+                attribute.g.node.extend(inner)
+                for info in attribute.g.output:
+                    info.name = names.get(info.name, info.name)
+        copies.append(copy)
+    return copies
+
+
+def _values_read(graph: onnx.GraphProto) -> set[str]:
+    read = {name for node in graph.node for name in node.input}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                read |= _values_read(attribute.g)
+    return read

@@ -1,0 +1,109 @@
+"""PyTorch step function -> ONNX nodes and weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx.inliner
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+from numpy.typing import NDArray
+
+from statewise.manifest import ModelSpec, TokenInput
+
+OPSET = 21
+"""The newest opset whose recurrent operators have CUDA kernels in ONNX Runtime."""
+
+# Traced with sizes that no dimension shares, so that none is taken for another or for a constant.
+_TRACE_ROWS, _TRACE_TIME = 3, 5
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """One step as nodes; its values are named as in the bundle's graphs."""
+
+    nodes: Sequence[onnx.NodeProto]
+    weights: dict[str, NDArray[Any]]
+    """Initializers by name, in the layout of the ONNX operators."""
+    output: str
+    """Name of the head's output at each row's last real item, `[row, size]`."""
+    new_state: tuple[str, ...]
+
+
+class _LastOutput(torch.nn.Module):
+    """The step with its head at each row's last real item only: the server needs no other."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(
+        self, items: torch.Tensor, lengths: torch.Tensor, state: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        hidden, new_state = self.module(items, lengths, state)
+        index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[2])
+        return self.module.head(hidden.gather(1, index).squeeze(1)), new_state  # type: ignore[operator] # plugin API
+
+
+def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
+    """Trace the step function with dynamic rows and time."""
+    row, time = torch.export.Dim("row"), torch.export.Dim("time")
+    state = tuple(torch.zeros(_TRACE_ROWS, *s.row_shape, dtype=getattr(torch, s.dtype)) for s in spec.state)
+    new_state = tuple(f"new_state.{s.name}" for s in spec.state)
+    with _quiet():
+        program = torch.onnx.export(
+            _LastOutput(module).eval(),
+            (_example_items(spec), torch.arange(_TRACE_ROWS) + 1, state),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["items", "lengths", *(f"state.{s.name}" for s in spec.state)],
+            output_names=["output", *new_state],
+            dynamic_shapes=({0: row, 1: time}, {0: row}, tuple({0: row} for _ in state)),
+            verbose=False,
+        )
+        assert program is not None
+        # The reordering of gates is folded into the weights, whatever their size.
+        onnxscript.optimizer.optimize(program.model, input_size_limit=2**62, output_size_limit=2**62)
+    return _take_apart(program.model, new_state)
+
+
+def _example_items(spec: ModelSpec) -> torch.Tensor:
+    if isinstance(spec.input, TokenInput):
+        return torch.zeros(_TRACE_ROWS, _TRACE_TIME, dtype=torch.int64)
+    return torch.zeros(_TRACE_ROWS, _TRACE_TIME, spec.input.features)
+
+
+def _take_apart(model: ir.Model, new_state: tuple[str, ...]) -> TracedStep:
+    weights: dict[str, NDArray[Any]] = {}
+    for name, value in list(model.graph.initializers.items()):
+        assert value.const_value is not None
+        weights[name] = np.ascontiguousarray(value.const_value.numpy())
+        del model.graph.initializers[name]
+    proto = ir.to_proto(model)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    return TracedStep(list(proto.graph.node), weights, "output", new_state)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes on optional packages and on its own internals from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*axis name.*", category=UserWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,43 @@
+"""Weights in one file beside the graphs, which all refer to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+ALIGNMENT = 4096
+"""Offsets are whole pages, so that ONNX Runtime can map the file into memory."""
+
+INLINE_LIMIT = 1024
+"""Smaller tensors (bytes) stay in the graph, where the optimizer sees them as constants."""
+
+
+def write_weights(path: Path, weights: Mapping[str, NDArray[Any]]) -> list[TensorProto]:
+    """Write the weights to `path`; returns initializers that refer to it by its name."""
+    initializers = []
+    with path.open("wb") as file:
+        for name, array in sorted(weights.items()):
+            if array.nbytes < INLINE_LIMIT:
+                initializers.append(numpy_helper.from_array(array, name))
+                continue
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            initializers.append(_external(name, array, path.name, file.tell()))
+            file.write(np.ascontiguousarray(array).tobytes())
+    return initializers
+
+
+def _external(name: str, array: NDArray[Any], location: str, offset: int) -> TensorProto:
+    tensor = TensorProto(
+        name=name,
+        data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+        dims=array.shape,
+        data_location=TensorProto.EXTERNAL,
+    )
+    for key, value in {"location": location, "offset": offset, "length": array.nbytes}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor

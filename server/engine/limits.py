@@ -1,0 +1,96 @@
+"""What one request may ask for, checked before it reaches the engine's thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.engine.request import GenerationRequest
+from server.engine.settings import EngineSettings
+from statewise.errors import InvalidRequestError
+from statewise.manifest import ModelSpec, TokenInput
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The settings that bound a request, and the model's own bounds."""
+
+    max_rows: int
+    max_waiting: int
+    max_waiting_tokens: int
+    max_prompt_tokens: int
+    max_tokens: int
+    default_max_tokens: int
+    max_stop_strings: int
+    max_top_log_probabilities: int
+
+    @classmethod
+    def of(cls, settings: EngineSettings, spec: ModelSpec) -> Limits:
+        """The limits of a model under these settings."""
+        positions = spec.max_positions or max(settings.max_prompt_tokens, settings.max_tokens)
+        return cls(
+            max_rows=settings.max_rows,
+            max_waiting=settings.max_waiting,
+            max_waiting_tokens=settings.max_waiting_tokens,
+            max_prompt_tokens=min(settings.max_prompt_tokens, positions),
+            max_tokens=min(settings.max_tokens, positions),
+            default_max_tokens=min(settings.default_max_tokens, settings.max_tokens, positions),
+            max_stop_strings=settings.max_stop_strings,
+            max_top_log_probabilities=settings.max_top_log_probabilities,
+        )
+
+    def check(self, request: GenerationRequest, spec: ModelSpec, *, has_tokenizer: bool) -> None:
+        """Raise InvalidRequestError, naming the wire's field, for a request that this model can never serve."""
+        self._check_prompt(request.prompt, spec)
+        if not 1 <= request.max_tokens <= self.max_tokens:
+            raise InvalidRequestError(
+                f"must lie in [1, {self.max_tokens}], got {request.max_tokens}", field="stop.max_tokens"
+            )
+        self._check_stop_strings(request.stop_strings, has_tokenizer=has_tokenizer)
+        is_tokens = isinstance(spec.input, TokenInput)
+        if request.log_probabilities > self.max_top_log_probabilities or request.log_probabilities < -1:
+            raise InvalidRequestError(
+                f"must lie in [0, {self.max_top_log_probabilities}], got {request.log_probabilities}",
+                field="log_probabilities.top",
+            )
+        if request.log_probabilities >= 0 and not is_tokens:
+            raise InvalidRequestError("this model gives real vectors, not tokens", field="log_probabilities")
+        if isinstance(spec.input, TokenInput):
+            request.sampling.validate(spec.input.vocabulary_size)
+
+    def _check_prompt(self, prompt: NDArray[Any], spec: ModelSpec) -> None:
+        if not len(prompt):
+            raise InvalidRequestError(
+                "is empty, and the model has no start token to begin from; give at least one item", field="prompt"
+            )
+        if len(prompt) > self.max_prompt_tokens:
+            raise InvalidRequestError(
+                f"has {len(prompt)} items, the limit is {self.max_prompt_tokens}", field="prompt"
+            )
+        if isinstance(spec.input, TokenInput):
+            outside = prompt[(prompt < 0) | (prompt >= spec.input.vocabulary_size)]
+            if len(outside):
+                raise InvalidRequestError(
+                    f"token {outside[0]} is outside the vocabulary (0 to {spec.input.vocabulary_size - 1})",
+                    field="prompt.tokens",
+                )
+        elif prompt.ndim != 2 or prompt.shape[1] != spec.input.features:
+            raise InvalidRequestError(
+                f"has {prompt.shape[-1]} features per item, the model reads {spec.input.features}",
+                field="prompt.vectors",
+            )
+        elif not np.isfinite(prompt).all():
+            raise InvalidRequestError("holds NaN or infinity", field="prompt.vectors")
+
+    def _check_stop_strings(self, stop_strings: tuple[str, ...], *, has_tokenizer: bool) -> None:
+        if len(stop_strings) > self.max_stop_strings:
+            raise InvalidRequestError(
+                f"at most {self.max_stop_strings} stop strings, got {len(stop_strings)}", field="stop.strings"
+            )
+        if stop_strings and not has_tokenizer:
+            raise InvalidRequestError("this model has no tokenizer, so its output has no text", field="stop.strings")
+        if "" in stop_strings:
+            raise InvalidRequestError("a stop string is empty", field="stop.strings")

@@ -1,0 +1,83 @@
+"""What goes into an engine and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statewise.errors import StatewiseError
+from statewise.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A prompt and how to go on from it, already checked against the wire's rules."""
+
+    prompt: NDArray[Any]
+    """int64 `[time]` token ids, the start token included, or float32 `[time, features]`; at least one item."""
+    sampling: SamplingParams
+    """Its seed is always set."""
+    max_tokens: int
+    end_token: int | None = None
+    """None where no token ends the generation."""
+    stop_strings: tuple[str, ...] = ()
+    log_probabilities: int = -1
+    """-1: none; 0: the chosen token's; n: those of the n most probable tokens too."""
+    deadline: float | None = None
+    """time.monotonic() seconds after which the request fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogProbability:
+    """Log-probability (nats) of a chosen token, and of the most probable ones in its place."""
+
+    token: int
+    log_probability: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Delta:
+    """What a stream has gained since the last delivery."""
+
+    items: list[Any] = field(default_factory=list)
+    """Token ids, or float32 vectors `[features]`."""
+    text: str = ""
+    log_probabilities: list[TokenLogProbability] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: StatewiseError | None = None
+    """Why the request failed; set instead of finish_reason."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing follows."""
+        return self.finish_reason is not None or self.error is not None
+
+    def merge(self, later: Delta) -> None:
+        """Append what came after."""
+        self.items += later.items
+        self.text += later.text
+        self.log_probabilities += later.log_probabilities
+        self.finish_reason = later.finish_reason
+        self.error = later.error
+
+
+class Channel(Protocol):
+    """Where an engine delivers: one for each event loop or thread that consumes streams."""
+
+    def deliver(self, news: list[tuple[Stream, Delta]]) -> None:
+        """Take the news of all this channel's streams; called on the engine's thread, at most once per step."""
+
+
+@dataclass(eq=False, slots=True)
+class Stream:
+    """A submitted request, as its consumer holds it."""
+
+    request: GenerationRequest
+    channel: Channel
+    cancelled: bool = False

@@ -1,0 +1,100 @@
+"""Which sequence has which row, and what the next run does. The scheduler owns every change of place."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from server.engine.sequence import Sequence
+from server.engine.settings import EngineSettings
+from server.runtime.runner import Runner
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: decode all decoding rows, then prefill some of the rows behind them."""
+
+    num_decoding: int
+    num_decode_steps: int
+    """Items per decoding row."""
+    chunk_lengths: tuple[int, ...]
+    """Prompt items of each prefilling row, from row `num_decoding` on."""
+
+
+class Scheduler:
+    """Rows 0..num_decoding-1 decode, the rows behind them prefill; whoever leaves is replaced by the last of its kind."""
+
+    def __init__(self, runner: Runner, settings: EngineSettings) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        """By row."""
+        self.num_decoding = 0
+        self._runner = runner
+        self._settings = settings
+
+    def admit(self) -> None:
+        """Give free rows to waiting sequences, first come first served."""
+        while self.waiting and len(self.running) < self._settings.max_rows:
+            sequence = self.waiting.popleft()
+            row = len(self.running)
+            self.running.append(sequence)
+            sequence.row = row
+            self._runner.pool.clear_row(row)
+            self._runner.sampler.set(row, sequence.request.sampling, sequence.request.log_probabilities)
+
+    def plan(self, step_seconds: float) -> Plan | None:
+        """What to run now, None where nothing runs; `step_seconds`: what one decode step took lately."""
+        if not self.running:
+            return None
+        decoding, prefilling = self.running[: self.num_decoding], self.running[self.num_decoding :]
+        budget = self._settings.token_budget
+        chunks: list[int] = []
+        for sequence in prefilling:
+            chunk = min(sequence.num_prompt_left, self._settings.prefill_chunk, budget)
+            if chunk == 0:
+                break
+            chunks.append(chunk)
+            budget -= chunk
+        return Plan(self.num_decoding, self._num_decode_steps(decoding, step_seconds), tuple(chunks))
+
+    def start_decoding(self, sequence: Sequence) -> None:
+        """The prompt is in the state: move the sequence among the decoding rows."""
+        self._swap(sequence, self.running[self.num_decoding])
+        self.num_decoding += 1
+
+    def release(self, sequence: Sequence) -> None:
+        """Free the sequence's row; a second release does nothing."""
+        if sequence.row < 0:
+            return
+        hole = sequence.row
+        if hole < self.num_decoding:
+            self.num_decoding -= 1
+            hole = self._fill(hole, self.running[self.num_decoding])
+        self._fill(hole, self.running[-1])
+        self.running.pop()
+        sequence.row = -1
+
+    def _num_decode_steps(self, decoding: list[Sequence], step_seconds: float) -> int:
+        if not decoding or not self._runner.can_decode_many or any(s.adjuster.changes for s in decoding):
+            return 1
+        fitting = int(self._settings.decode_ms / 1000 / step_seconds) if step_seconds > 0 else 1
+        # With others waiting, the first row to finish is wanted back at once; else the last one sets the end.
+        left = [sequence.num_left for sequence in decoding]
+        useful = min(left) if self.waiting else max(left)
+        return max(1, min(fitting, useful, self._settings.max_decode_steps))
+
+    def _fill(self, hole: int, sequence: Sequence) -> int:
+        """Move a sequence into the hole; returns the hole that it leaves."""
+        if sequence.row == hole:
+            return hole
+        left, sequence.row = sequence.row, hole
+        self._runner.copy_row(left, hole)
+        self.running[hole] = sequence
+        return left
+
+    def _swap(self, one: Sequence, other: Sequence) -> None:
+        if one is other:
+            return
+        self._runner.swap_rows(one.row, other.row)
+        one.row, other.row = other.row, one.row
+        self.running[one.row], self.running[other.row] = one, other

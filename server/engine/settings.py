@@ -1,0 +1,48 @@
+"""What an operator can set of an engine; every model's engine runs with the same settings."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EngineSettings(BaseModel):
+    """Sizes and limits of one engine. Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    max_rows: int = Field(default=16, ge=1, le=65536)
+    """Streams that run at once; each holds one row of state."""
+
+    max_waiting: int = Field(default=256, ge=0)
+    """Requests that may wait for a row; the next one is refused with RESOURCE_EXHAUSTED."""
+
+    max_waiting_tokens: int = Field(default=262144, ge=1)
+    """Prompt items that may wait, over all waiting requests."""
+
+    prefill_chunk: int = Field(default=64, ge=1)
+    """Most items of one prompt in one run, so that a long prompt does not stall running streams."""
+
+    token_budget: int = Field(default=512, ge=1)
+    """Most prompt items in one run, over all its rows."""
+
+    decode_ms: float = Field(default=10.0, gt=0)
+    """Milliseconds that one decode run may take; sets how many items each row makes in it."""
+
+    max_decode_steps: int = Field(default=32, ge=1)
+    """Most items that a row makes in one decode run."""
+
+    default_max_tokens: int = Field(default=256, ge=1)
+    """Items generated where a request names no number."""
+
+    max_tokens: int = Field(default=65536, ge=1)
+    """Most items that a request may ask for."""
+
+    max_prompt_tokens: int = Field(default=65536, ge=1)
+    """Longest prompt, the start token included."""
+
+    max_stop_strings: int = Field(default=8, ge=0)
+    """Most stop strings of one request."""
+
+    max_top_log_probabilities: int = Field(default=20, ge=0)
+    """Most alternatives returned beside each chosen token."""
+
+    intra_op_threads: int = Field(default=0, ge=0)
+    """Threads that compute one run; 0 takes all cores."""

@@ -1,0 +1,82 @@
+"""What a monitoring system can scrape: calls by code, items, latencies, rows and queues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from server.repository import ModelEntry
+
+_TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_ITL_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class ServerMetrics:
+    """The counters of one server, in a registry of their own."""
+
+    def __init__(self, entries: Callable[[], Iterable[ModelEntry]]) -> None:
+        self._registry = CollectorRegistry()
+        self._calls = Counter(
+            "statewise_calls",
+            "Calls that ended, by method and gRPC code.",
+            ["method", "code"],
+            registry=self._registry,
+        )
+        self._items = Counter("statewise_items", "Items generated.", ["model"], registry=self._registry)
+        self._first = Histogram(
+            "statewise_time_to_first_token_seconds",
+            "From a request's arrival to its first message.",
+            ["model"],
+            buckets=_TTFT_BUCKETS,
+            registry=self._registry,
+        )
+        self._between = Histogram(
+            "statewise_inter_token_seconds",
+            "Seconds per item, averaged over each message.",
+            ["model"],
+            buckets=_ITL_BUCKETS,
+            registry=self._registry,
+        )
+        self._registry.register(_EngineGauges(entries))
+
+    def serve(self, host: str, port: int) -> None:
+        """Answer scrapes at `/metrics` from a thread of its own; raises OSError where the port is taken."""
+        start_http_server(port, addr=host, registry=self._registry)
+
+    def call_ended(self, method: str, code: str) -> None:
+        """Count one call."""
+        self._calls.labels(method, code).inc()
+
+    def first_items(self, model: str, num_items: int, seconds: float) -> None:
+        """Record a stream's first message, so many seconds after the request came."""
+        self._items.labels(model).inc(num_items)
+        self._first.labels(model).observe(seconds)
+
+    def later_items(self, model: str, num_items: int, seconds: float) -> None:
+        """Record a later message, so many seconds after the one before."""
+        if num_items:
+            self._items.labels(model).inc(num_items)
+            self._between.labels(model).observe(seconds / num_items)
+
+
+class _EngineGauges(Collector):
+    """Rows, queues and health of every loaded model, read when they are scraped."""
+
+    def __init__(self, entries: Callable[[], Iterable[ModelEntry]]) -> None:
+        self._entries = entries
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        running = GaugeMetricFamily("statewise_rows_in_use", "Streams that hold a row.", labels=["model"])
+        waiting = GaugeMetricFamily("statewise_waiting", "Requests that wait for a row.", labels=["model"])
+        healthy = GaugeMetricFamily("statewise_healthy", "1 while the engine works.", labels=["model"])
+        for entry in self._entries():
+            if entry.engine is not None:
+                running.add_metric([entry.name], entry.engine.num_running)
+                waiting.add_metric([entry.name], entry.engine.num_waiting)
+                healthy.add_metric([entry.name], float(entry.engine.is_healthy))
+        return [running, waiting, healthy]

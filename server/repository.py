@@ -1,0 +1,203 @@
+"""The models that a server serves: the newest good version of each model in a repository folder."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from server.engine.engine import Engine
+from server.engine.settings import EngineSettings
+from server.trial import TrialLimits, try_bundle
+from server.variants import choose_variant
+from statewise.bundle import list_models, open_bundle
+from statewise.certificate import check_certificate
+from statewise.errors import BundleError, NotFoundError, StatewiseError, UnavailableError
+from statewise.manifest import Manifest
+from statewise.onnx_check import check_graphs
+
+logger = logging.getLogger(__name__)
+
+ModelState = Literal["loading", "ready", "refused"]
+
+_DEVICES = ("cpu",)
+"""What server.runtime can run on, best first."""
+
+_LOADED_AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What a repository knows of one version of a model."""
+
+    name: str
+    version: int
+    state: ModelState
+    reason: str = ""
+    """Why it is refused."""
+    variant: str | None = None
+    manifest: Manifest | None = None
+    engine: Engine | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+class Repository:
+    """Loads the models of a folder and hands out their engines; safe to use from any thread.
+
+    Each model's newest version is loaded; where that is refused, the next older one, so that a bad export
+    takes no model down. A refused model never stops the others.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        settings: EngineSettings,
+        variant: str | None = None,
+        trial: bool = True,
+        limits: TrialLimits | None = None,
+    ) -> None:
+        self.root = root
+        self._settings = settings
+        self._variant = variant
+        self._trial = trial
+        self._limits = limits
+        self._versions = list_models(root)
+        self._closing = threading.Event()
+        self._is_loading = threading.Lock()
+        self._lock = threading.Lock()
+        newest = [ModelEntry(name, versions[-1], "loading") for name, versions in self._versions.items()]
+        self._entries = {(entry.name, entry.version): entry for entry in newest}
+
+    def load_all(self) -> None:
+        """Load every model; returns when each is ready or refused, or when the repository is closed."""
+        with self._is_loading, ThreadPoolExecutor(_LOADED_AT_ONCE, thread_name_prefix="load") as pool:
+            list(pool.map(self._load_model, self._versions))
+
+    def entries(self) -> list[ModelEntry]:
+        """Return every version that is loading, ready or refused, by name and version."""
+        with self._lock:
+            return [entry for _, entry in sorted(self._entries.items())]
+
+    def get(self, name: str, version: int = 0) -> Engine:
+        """Return the engine of a model; version 0 is the newest that is ready.
+
+        Raises NotFoundError naming what exists, BundleError where the model was refused, UnavailableError
+        while it is loading or the server is stopping.
+        """
+        if self._closing.is_set():
+            raise UnavailableError("the server is stopping")
+        with self._lock:
+            found = [entry for entry in self._entries.values() if entry.name == name]
+        if version:
+            found = [entry for entry in found if entry.version == version]
+        if not found:
+            raise NotFoundError(self._what_exists(name, version))
+        return _engine_of(max(found, key=_usefulness))
+
+    def close(self, grace: float) -> None:
+        """Let what runs complete within `grace` seconds, free every engine, and end a load under way."""
+        self._closing.set()
+        with self._lock:
+            engines = [entry.engine for entry in self._entries.values() if entry.engine]
+            self._entries = {key: replace(entry, engine=None) for key, entry in self._entries.items()}
+        _in_parallel(lambda engine: _close_engine(engine, grace), engines)
+        with self._is_loading:  # a load that is under way sees `_closing`, and frees what it has loaded
+            pass
+
+    def _load_model(self, name: str) -> None:
+        for version in reversed(self._versions[name]):
+            if self._load_version(ModelEntry(name, version, "loading")):
+                return
+
+    def _load_version(self, entry: ModelEntry) -> bool:
+        """Load one version; False where it is refused, so that the next older one is wanted."""
+        started = time.monotonic()
+        self._record(entry)
+        try:
+            self._record(self._load(entry))
+        except UnavailableError:
+            return True  # closing: no older version is wanted either
+        except StatewiseError as error:
+            self._refuse(entry, str(error))
+        except Exception as error:
+            # Whatever a bundle provokes, the other models are served.
+            logger.exception("model %s: unexpected error while loading", entry)
+            self._refuse(entry, f"{type(error).__name__}: {error}")
+        else:
+            logger.info("model %s: ready after %.1f s", entry, time.monotonic() - started)
+            return True
+        return False
+
+    def _load(self, entry: ModelEntry) -> ModelEntry:
+        self._go_on()
+        bundle = open_bundle(self.root / entry.name / str(entry.version))
+        variant, reason = choose_variant(bundle.manifest, self._variant, _DEVICES)
+        logger.info("model %s: loading variant %s (%s)", entry, variant, reason)
+        check_certificate(bundle, variant)
+        if self._trial:
+            try_bundle(bundle, variant, self._settings, self._limits, self._closing)
+        else:
+            check_graphs(bundle, variant)
+        self._go_on()
+        engine = Engine.load(bundle, variant, self._settings)
+        engine.start()
+        return replace(entry, state="ready", variant=variant, manifest=bundle.manifest, engine=engine)
+
+    def _go_on(self) -> None:
+        if self._closing.is_set():
+            raise UnavailableError("the server is stopping")
+
+    def _record(self, entry: ModelEntry) -> None:
+        with self._lock:
+            if not self._closing.is_set():
+                self._entries[entry.name, entry.version] = entry
+                return
+        # Loaded too late: close() has taken its list of engines already.
+        if entry.engine:
+            _close_engine(entry.engine, 0.0)
+
+    def _refuse(self, entry: ModelEntry, reason: str) -> None:
+        logger.error("model %s: refused: %s", entry, reason)
+        self._record(replace(entry, state="refused", reason=reason))
+
+    def _what_exists(self, name: str, version: int) -> str:
+        if name not in self._versions:
+            return f"no model {name!r} (models here: {', '.join(self._versions) or 'none'})"
+        served = [str(entry.version) for entry in self.entries() if entry.name == name and entry.engine]
+        on_disk = version in self._versions[name]
+        problem = "is on disk, but not served" if on_disk else "does not exist"
+        return f"version {version} of model {name!r} {problem} (served: {', '.join(served) or 'none'})"
+
+
+def _usefulness(entry: ModelEntry) -> tuple[bool, bool, int]:
+    return entry.state == "ready", entry.state == "loading", entry.version
+
+
+def _engine_of(entry: ModelEntry) -> Engine:
+    if entry.state == "refused":
+        raise BundleError(f"model {entry} is refused: {entry.reason}")
+    if entry.engine is None:
+        raise UnavailableError(f"model {entry} is still loading; try again soon")
+    return entry.engine
+
+
+def _close_engine(engine: Engine, grace: float) -> None:
+    try:
+        engine.drain(grace)
+    finally:
+        engine.close()
+
+
+def _in_parallel(action: Callable[[Engine], None], engines: Iterable[Engine]) -> None:
+    threads = [threading.Thread(target=action, args=(engine,)) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,0 +1,178 @@
+"""Runs the graphs of one bundle over rows of the state pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.runtime.onnx import onnxruntime
+from server.runtime.sampler_table import SamplerTable
+from server.runtime.sessions import create_session
+from server.runtime.state_pool import StatePool
+from statewise.bundle import Bundle
+from statewise.manifest import ModelSpec, TokenInput
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What K steps gave each row."""
+
+    items: Array
+    """int64 `[K, row]` token ids, -1 where logits were not finite; or float32 `[K, row, features]`."""
+    log_probabilities: NDArray[np.float32] | None = None
+    """`[K, row]`, of the chosen tokens; None where the input is not tokens."""
+    top_tokens: NDArray[np.int64] | None = None
+    """`[K, row, n]`, most probable first."""
+    top_log_probabilities: NDArray[np.float32] | None = None
+    outputs: NDArray[np.float32] | None = None
+    """`[row, size]`: logits or values of the last step, where asked for."""
+
+
+class Runner:
+    """A bundle variant in memory: its sessions, the state of its rows and their sampling parameters."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        step: onnxruntime.InferenceSession,
+        decode: onnxruntime.InferenceSession | None,
+        max_rows: int,
+    ) -> None:
+        self.spec = spec
+        self.pool = StatePool(spec.state, max_rows)
+        self.sampler = SamplerTable(max_rows)
+        self._step = step
+        self._decode = decode
+
+    @classmethod
+    def load(cls, bundle: Bundle, variant_name: str, *, max_rows: int, intra_op_threads: int = 0) -> Runner:
+        """Load the graphs of one variant.
+
+        Raises BundleError where ONNX Runtime refuses one.
+        """
+        variant = bundle.manifest.variants[variant_name]
+        paths = [bundle.path(name) if name else None for name in (variant.step, variant.decode)]
+        step, decode = (
+            create_session(path, intra_op_threads=intra_op_threads) if path else None for path in paths
+        )
+        assert step is not None
+        return cls(bundle.manifest.model, step, decode, max_rows)
+
+    @property
+    def can_decode_many(self) -> bool:
+        """Whether one run can make several items per row."""
+        return self._decode is not None
+
+    def warm_up(self) -> None:
+        """Run every graph once on zeros, so that the first request does not pay for it and a broken graph is seen now."""
+        items = np.zeros((1, 1, *self._item_shape), self._item_dtype)
+        self.step(slice(0, 1), items, np.ones(1, np.int64), np.zeros((1, 1), np.float32), num_rows=1)
+        if self._decode is not None:
+            self.decode(1, items, np.zeros((1, 2), np.float32), num_rows=1)
+        self.pool.clear_row(0)
+
+    def step(
+        self,
+        rows: slice,
+        items: Array,
+        lengths: NDArray[np.int64],
+        uniforms: NDArray[np.float32],
+        *,
+        num_rows: int,
+        with_outputs: bool = False,
+    ) -> StepResult:
+        """Feed new items to some rows and choose the item after each row's last one.
+
+        `items` `[row, time]` or `[row, time, features]`, right-padded; `lengths` `[row]`, where a row with 0 keeps its
+        state and gives nothing of meaning; `uniforms` `[row, 1]`; `num_rows`: all rows in use.
+        """
+        inputs = {"items": items, "lengths": lengths, **self._sampler_inputs(rows, uniforms)}
+        wanted = [*self._result_names, "output"] if with_outputs else self._result_names
+        results = self._run(self._step, rows, inputs, wanted, num_rows)
+        outputs = results.pop() if with_outputs else None
+        return replace(StepResult(*(result[None] for result in results)), outputs=outputs)
+
+    def decode(
+        self, num_decoding: int, items: Array, uniforms: NDArray[np.float32], *, num_rows: int
+    ) -> StepResult:
+        """K single-item steps of rows 0..num_decoding-1, each step fed with the item before.
+
+        `items` `[row, 1]` or `[row, 1, features]`; `uniforms` `[row, K]`, K being 1 where the bundle has no decode graph;
+        `num_rows`: all rows in use.
+        """
+        rows = slice(0, num_decoding)
+        num_steps = uniforms.shape[1]
+        if self._decode is None or num_steps == 1:
+            return self.step(rows, items, np.ones(num_decoding, np.int64), uniforms, num_rows=num_rows)
+        inputs = {"items": items, "steps": np.array(num_steps), **self._sampler_inputs(rows, uniforms)}
+        return StepResult(*self._run(self._decode, rows, inputs, self._result_names, num_rows))
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Give `target` the state and the parameters of `source`."""
+        self.pool.copy_row(source, target)
+        self.sampler.copy_row(source, target)
+
+    def swap_rows(self, one: int, other: int) -> None:
+        """Exchange two rows."""
+        state, parameters = self.pool.save_row(one), self.sampler.save_row(one)
+        self.copy_row(other, one)
+        self.pool.load_row(other, state)
+        self.sampler.load_row(other, parameters)
+
+    def _run(
+        self,
+        session: onnxruntime.InferenceSession,
+        rows: slice,
+        inputs: dict[str, Array],
+        wanted: list[str],
+        num_rows: int,
+    ) -> list[Array]:
+        binding = session.io_binding()
+        # ONNX Runtime does not hold these arrays: they must outlive the run.
+        held = [np.ascontiguousarray(value) for value in inputs.values()]
+        for name, value in zip(inputs, held, strict=True):
+            _bind(binding.bind_input, name, value)
+        for name in wanted:
+            binding.bind_output(name, "cpu")
+        for spec in self.spec.state:
+            _bind(binding.bind_input, f"state.{spec.name}", self.pool.current[spec.name][rows])
+            _bind(binding.bind_output, f"new_state.{spec.name}", self.pool.next[spec.name][rows])
+        session.run_with_iobinding(binding)
+        self.pool.commit(rows, num_rows)
+        return [value.numpy() for value in binding.get_outputs()[: len(wanted)]]
+
+    def _sampler_inputs(self, rows: slice, uniforms: NDArray[np.float32]) -> dict[str, Array]:
+        if not isinstance(self.spec.input, TokenInput):
+            return {}
+        ids, values = self.sampler.adjustment_arrays(rows)
+        return {
+            "sampling.parameters": self.sampler.parameters[rows],
+            "sampling.top_k": self.sampler.top_k[rows],
+            "sampling.adjust_ids": ids,
+            "sampling.adjust_values": values,
+            "sampling.num_top": self.sampler.num_top[rows].max(),
+            "sampling.uniforms": uniforms,
+        }
+
+    @property
+    def _result_names(self) -> list[str]:
+        if isinstance(self.spec.input, TokenInput):
+            return ["next_items", "log_probability", "top_tokens", "top_log_probabilities"]
+        return ["next_items"]
+
+    @property
+    def _item_shape(self) -> tuple[int, ...]:
+        return () if isinstance(self.spec.input, TokenInput) else (self.spec.input.features,)
+
+    @property
+    def _item_dtype(self) -> type[np.int64] | type[np.float32]:
+        return np.int64 if isinstance(self.spec.input, TokenInput) else np.float32
+
+
+def _bind(bind: Any, name: str, array: Array) -> None:
+    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -1,0 +1,36 @@
+"""ONNX Runtime sessions: which options, and errors that name the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from server.runtime.onnx import onnxruntime
+from statewise.errors import BundleError
+
+ERROR_SEVERITY = 3
+
+
+def create_session(path: Path, *, intra_op_threads: int = 0) -> onnxruntime.InferenceSession:
+    """Load a graph for the CPU.
+
+    `intra_op_threads`: threads of one run; 0 means every core that this process may use.
+    Raises BundleError where ONNX Runtime refuses the graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERROR_SEVERITY
+    # The first run's shapes say nothing of the next one's: rows come and go.
+    options.enable_mem_pattern = False
+    # Threads that spin between runs take the core that serves the network.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exception types have no common base of their own
+        raise BundleError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The part of a native error's message that a person can use."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

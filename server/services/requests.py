@@ -1,0 +1,189 @@
+"""A GenerateRequest into the engine's terms.
+
+Checked here is what only the wire can get wrong, or what must be known before anything large is copied; what
+bounds every request, wherever it comes from, is checked by `Engine.submit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.engine.request import GenerationRequest
+from statewise.errors import DeadlineExceededError, InvalidRequestError
+from statewise.sampling import GREEDY, MAX_LOGIT_BIAS_ENTRIES, SamplingParams
+from statewise.v1 import generation_pb2 as pb
+
+if TYPE_CHECKING:
+    from server.engine.engine import Engine
+
+MAX_STOP_STRING_CHARACTERS = 256
+
+_LONG_TEXT = 4096
+"""Characters beyond which text is tokenized off the event loop; below, the hop costs more than the work."""
+
+
+async def read_request(
+    request: pb.GenerateRequest, engine: Engine, seconds_left: float | None
+) -> GenerationRequest:
+    """Translate a request for the model that it names.
+
+    Raises InvalidRequestError, naming the field as the wire spells it, or DeadlineExceededError.
+    """
+    if seconds_left is not None and seconds_left <= 0:
+        raise DeadlineExceededError("the deadline had passed when the request came")
+    deadline = None if seconds_left is None else time.monotonic() + seconds_left
+    stop = request.stop
+    # The prompt last: it is the costly part.
+    return GenerationRequest(
+        sampling=_sampling(request, engine),
+        max_tokens=stop.max_tokens if stop.HasField("max_tokens") else engine.limits.default_max_tokens,
+        end_token=None if stop.ignore_end_token else engine.manifest.special_tokens.end,
+        stop_strings=_stop_strings(stop.strings),
+        log_probabilities=_log_probabilities(request),
+        deadline=deadline,
+        prompt=await _prompt(request, engine),
+    )
+
+
+def _sampling(request: pb.GenerateRequest, engine: Engine) -> SamplingParams:
+    given = request.sampling
+    head = engine.manifest.model.head
+    seed = given.seed if given.HasField("seed") else secrets.randbits(32)
+    if not request.HasField("sampling"):
+        return SamplingParams(temperature=GREEDY.temperature, seed=seed)
+    if head.kind != "categorical":
+        raise InvalidRequestError(
+            f"model {engine.manifest.name!r} gives real vectors, which are not sampled; leave it out",
+            field="sampling",
+        )
+    if len(given.logit_bias) > MAX_LOGIT_BIAS_ENTRIES:
+        # Before they are copied: a message can hold several hundred thousand.
+        raise InvalidRequestError(
+            f"at most {MAX_LOGIT_BIAS_ENTRIES} entries, got {len(given.logit_bias)}",
+            field="sampling.logit_bias",
+        )
+    return SamplingParams(
+        temperature=given.temperature if given.HasField("temperature") else 1.0,
+        top_k=given.top_k,
+        top_p=given.top_p if given.HasField("top_p") else 1.0,
+        min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty if given.HasField("repetition_penalty") else 1.0,
+        presence_penalty=given.presence_penalty,
+        frequency_penalty=given.frequency_penalty,
+        logit_bias=dict(given.logit_bias),
+        seed=seed,
+    )
+
+
+def _stop_strings(strings: Collection[str]) -> tuple[str, ...]:
+    for position, string in enumerate(strings):
+        if len(string) > MAX_STOP_STRING_CHARACTERS:
+            raise InvalidRequestError(
+                f"at most {MAX_STOP_STRING_CHARACTERS} characters, got {len(string)}",
+                field=f"stop.strings[{position}]",
+            )
+    return tuple(strings)
+
+
+def _log_probabilities(request: pb.GenerateRequest) -> int:
+    if not request.HasField("log_probabilities"):
+        return -1
+    top = int(request.log_probabilities.top)
+    if top < 0:
+        raise InvalidRequestError(f"must be 0 or more, got {top}", field="log_probabilities.top")
+    return top
+
+
+async def _prompt(request: pb.GenerateRequest, engine: Engine) -> NDArray[np.int64] | NDArray[np.float32]:
+    kind = request.WhichOneof("prompt") or "text"
+    reads = engine.manifest.model.input
+    if reads.kind == "real":
+        if kind != "vectors" and request.WhichOneof("prompt"):
+            raise InvalidRequestError(f"model {engine.manifest.name!r} reads vectors", field=kind)
+        return _vectors(request.vectors, reads.features, engine)
+    if kind == "vectors":
+        raise InvalidRequestError(f"model {engine.manifest.name!r} reads tokens or text", field=kind)
+    if kind == "tokens":
+        return _tokens(request.tokens, reads.vocabulary_size, engine)
+    return await _text(request.text, engine)
+
+
+def _vectors(given: pb.VectorSequence, features: int, engine: Engine) -> NDArray[np.float32]:
+    if given.features != features:
+        raise InvalidRequestError(
+            f"model {engine.manifest.name!r} reads {features} features, got {given.features}",
+            field="vectors.features",
+        )
+    field = "vectors.values"
+    if not given.values or len(given.values) % features:
+        raise InvalidRequestError(
+            f"must hold time x {features} numbers, time at least 1; got {len(given.values)}", field=field
+        )
+    _check_length(len(given.values) // features, engine, field)
+    values = np.fromiter(given.values, np.float32, len(given.values))
+    if not np.isfinite(values).all():
+        raise InvalidRequestError("holds NaN or infinity", field=field)
+    return values.reshape(-1, features)
+
+
+def _tokens(given: pb.TokenSequence, vocabulary_size: int, engine: Engine) -> NDArray[np.int64]:
+    field = "tokens.ids"
+    # The length first: a message can hold millions of ids.
+    _check_length(len(given.ids) + _num_start(engine), engine, field)
+    ids = np.fromiter(given.ids, np.int64, len(given.ids))
+    outside = np.flatnonzero((ids < 0) | (ids >= vocabulary_size))
+    if len(outside):
+        first = outside[0]
+        raise InvalidRequestError(
+            f"id {ids[first]} at position {first} is outside the vocabulary (0 to {vocabulary_size - 1})",
+            field=field,
+        )
+    return _with_start(ids, engine, field)
+
+
+async def _text(text: str, engine: Engine) -> NDArray[np.int64]:
+    if not text:
+        return _with_start(np.empty(0, np.int64), engine, "prompt")
+    if engine.tokenizer is None:
+        raise InvalidRequestError(
+            f"model {engine.manifest.name!r} has no tokenizer; send token ids in `tokens`", field="text"
+        )
+    encode = engine.tokenizer.encode_batch_fast
+    if len(text) > _LONG_TEXT:
+        (encoding,) = await asyncio.to_thread(encode, [text], add_special_tokens=False)
+    else:
+        (encoding,) = encode([text], add_special_tokens=False)
+    ids = np.asarray(encoding.ids, np.int64)
+    _check_length(len(ids) + _num_start(engine), engine, "text")
+    return _with_start(ids, engine, "text")
+
+
+def _num_start(engine: Engine) -> int:
+    return 0 if engine.manifest.special_tokens.start is None else 1
+
+
+def _with_start(ids: NDArray[np.int64], engine: Engine, field: str) -> NDArray[np.int64]:
+    start = engine.manifest.special_tokens.start
+    if start is not None:
+        return np.concatenate([np.array([start], np.int64), ids])
+    if not len(ids):
+        raise InvalidRequestError(
+            f"is empty, and model {engine.manifest.name!r} has no start token to begin from", field=field
+        )
+    return ids
+
+
+def _check_length(length: int, engine: Engine, field: str) -> None:
+    limit = engine.limits.max_prompt_tokens
+    if length > limit:
+        raise InvalidRequestError(
+            f"the prompt has {length} items, the start token included; at most {limit} are allowed",
+            field=field,
+        )

@@ -1,0 +1,63 @@
+"""Statewise: what clients and plugin authors import.
+
+A client: `with Client() as client: print(client.generate("model", "prompt").text)`.
+A plugin: a subclass of `SequencePlugin`, announced under the entry-point group `statewise.plugins`.
+"""
+
+from importlib.metadata import version as _version
+
+from statewise.client import (
+    AsyncClient,
+    Chunk,
+    Client,
+    Generation,
+    GenerationInfo,
+    Model,
+    TokenLogProbability,
+    Usage,
+)
+from statewise.errors import (
+    BundleError,
+    CancelledError,
+    ConfigError,
+    DataLossError,
+    DeadlineExceededError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    ParityError,
+    StatewiseError,
+    UnavailableError,
+)
+from statewise.plugins import PluginConfig, SequencePlugin
+from statewise.sampling import SamplingParams
+
+__version__ = _version("statewise")
+
+__all__ = [
+    "AsyncClient",
+    "BundleError",
+    "CancelledError",
+    "Chunk",
+    "Client",
+    "ConfigError",
+    "DataLossError",
+    "DeadlineExceededError",
+    "Generation",
+    "GenerationInfo",
+    "InternalError",
+    "InvalidRequestError",
+    "Model",
+    "NotFoundError",
+    "OverloadedError",
+    "ParityError",
+    "PluginConfig",
+    "SamplingParams",
+    "SequencePlugin",
+    "StatewiseError",
+    "TokenLogProbability",
+    "UnavailableError",
+    "Usage",
+    "__version__",
+]

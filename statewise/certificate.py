@@ -1,0 +1,133 @@
+"""The parity certificate: proof, by running the bundle, that a variant computes what PyTorch computes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from statewise.bundle import Bundle
+from statewise.errors import BundleError
+from statewise.manifest import FileName, ModelName, Sha256, Strict
+from statewise.manifest_file import describe
+
+
+class Figures(Strict):
+    """Base of the records here: a certificate that failed may hold NaN, which JSON's numbers cannot."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class Tolerances(Figures):
+    """What counts as equal."""
+
+    absolute: float = Field(ge=0)
+    relative: float = Field(ge=0)
+    near_tie: float = Field(default=0.0, ge=0)
+    """Two tokens whose logits are at most this far apart may change places."""
+
+
+class OutputAgreement(Figures):
+    """How far the outputs lie from PyTorch's, over all cases."""
+
+    max_absolute_error: float
+    max_relative_error: float
+    positions_compared: int = Field(ge=0)
+
+
+class TokenAgreement(Figures):
+    """How many tokens are PyTorch's."""
+
+    compared: int = Field(ge=0)
+    equal: int = Field(ge=0)
+    near_ties: int = Field(default=0, ge=0)
+    """Tokens that differ within the tolerance."""
+
+
+class Case(Figures):
+    """One shape of input that was run."""
+
+    prompt_length: int = Field(ge=0)
+    """Longest prompt of the batch, where rows are ragged."""
+    batch_size: int = Field(ge=1)
+    chunk: int | None = None
+    """Items per prefill run; None where each prompt went in whole."""
+    max_absolute_error: float
+    passed: bool
+
+
+class Certificate(Figures):
+    """`certificate.<variant>.json`."""
+
+    schema_version: Literal[1] = 1
+    model: ModelName
+    version: int = Field(ge=1)
+    variant: str
+    passed: bool
+    tolerances: Tolerances
+    outputs: OutputAgreement
+    greedy_tokens: TokenAgreement | None = None
+    """None where the model gives real vectors."""
+    sampled_tokens: TokenAgreement | None = None
+    batch_invariant: bool
+    """A row alone gives bit for bit what it gives in a full batch."""
+    chunk_invariant: bool
+    """A prompt in chunks gives what it gives whole, within the tolerances."""
+    cases: tuple[Case, ...] = Field(min_length=1)
+    seeds: tuple[int, ...]
+    libraries: dict[str, str]
+    """Versions that the comparison was made with."""
+    files: dict[FileName, Sha256]
+    """The graphs and weights that it speaks for: `Bundle.variant_files`."""
+    created: datetime
+    """UTC."""
+
+    @model_validator(mode="after")
+    def _passed_means_all(self) -> Certificate:
+        if self.passed and not all(case.passed for case in self.cases):
+            raise ValueError("says passed, but a case of it did not")
+        return self
+
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def read_certificate(bundle: Bundle, variant_name: str) -> Certificate:
+    """Return a variant's certificate, passed or not. Raises BundleError where it is absent or unreadable."""
+    name = bundle.variant(variant_name).certificate
+    try:
+        return Certificate.model_validate_json(bundle.path(name).read_bytes())
+    except ValidationError as error:
+        raise BundleError(f"{name}: {describe(error)}") from error
+    except OSError as error:
+        raise BundleError(f"{name}: cannot be read: {error.strerror}") from error
+
+
+def check_certificate(bundle: Bundle, variant_name: str) -> Certificate:
+    """Return a variant's certificate. Raises BundleError unless it passed and speaks for just its files."""
+    certificate = read_certificate(bundle, variant_name)
+    name = bundle.variant(variant_name).certificate
+    subject = (bundle.manifest.name, bundle.manifest.version, variant_name)
+    certified = (certificate.model, certificate.version, certificate.variant)
+    if certified != subject:
+        raise BundleError(f"{name}: speaks for {_spell(certified)}, not for {_spell(subject)}")
+    if not certificate.passed:
+        raise BundleError(f"{name}: parity was missed, so variant {variant_name} is not certified")
+    _check_files(name, certificate.files, bundle.variant_files(variant_name))
+    return certificate
+
+
+def _check_files(name: str, certified: dict[str, str], files: dict[str, str]) -> None:
+    silent = sorted(files.keys() - certified.keys())
+    if silent:
+        raise BundleError(f"{name}: says nothing of {', '.join(silent)}")
+    others = sorted(file for file, digest in certified.items() if files.get(file) != digest)
+    if others:
+        raise BundleError(f"{name}: speaks for another content of {', '.join(others)}")
+
+
+def _spell(subject: tuple[str, int, str]) -> str:
+    model, version, variant = subject
+    return f"{model}/{version} variant {variant}"

@@ -1,0 +1,32 @@
+"""Clients of a Statewise server: the logic in `core`, two thin classes around it."""
+
+from statewise.client.aio import AsyncChunkStream, AsyncClient
+from statewise.client.core import DEFAULT_ADDRESS, GenerateOptions
+from statewise.client.sync import ChunkStream, Client
+from statewise.client.values import (
+    Chunk,
+    FinishReason,
+    Generation,
+    GenerationInfo,
+    Model,
+    Prompt,
+    TokenLogProbability,
+    Usage,
+)
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "AsyncChunkStream",
+    "AsyncClient",
+    "Chunk",
+    "ChunkStream",
+    "Client",
+    "FinishReason",
+    "GenerateOptions",
+    "Generation",
+    "GenerationInfo",
+    "Model",
+    "Prompt",
+    "TokenLogProbability",
+    "Usage",
+]

@@ -1,0 +1,216 @@
+"""What both clients do, without a transport: requests from arguments, values from messages, errors from codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypedDict, cast
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from statewise.client.values import (
+    Chunk,
+    FinishReason,
+    Generation,
+    GenerationInfo,
+    Model,
+    Prompt,
+    TokenLogProbability,
+    Usage,
+)
+from statewise.errors import InternalError, InvalidRequestError, StatewiseError, UnavailableError
+from statewise.status import FIELD_KEY, error_from
+from statewise.v1 import generation_pb2 as pb
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+CHANNEL_OPTIONS = (
+    # The server's limit decides, not gRPC's default of 4 MiB.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # One connection for each client object, so that closing it ends what it has started.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+)
+
+_FINISH_REASONS: dict[int, FinishReason] = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
+
+_STATES: dict[int, Literal["loading", "ready", "refused"]] = {
+    pb.MODEL_STATE_LOADING: "loading",
+    pb.MODEL_STATE_READY: "ready",
+    pb.MODEL_STATE_REFUSED: "refused",
+}
+
+
+class GenerateOptions(TypedDict, total=False):
+    """How to continue a prompt. Without any sampling option the answer is greedy; None is the same as absent."""
+
+    version: int
+    """Version of the model; by default the newest that is ready."""
+    max_tokens: int | None
+    """Most items to generate; by default the server's number."""
+    temperature: float | None
+    """0 is greedy; 1 (the default beside another sampling option) is the model's own distribution."""
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    """The same seed gives the same tokens; by default the server picks one and returns it."""
+    stop: str | Sequence[str]
+    """Strings that end the answer, and are no part of it."""
+    ignore_end_token: bool
+    logprobs: int | None
+    """0 for the log-probability of each chosen token; n for those of the n most probable tokens too."""
+    timeout: float | None
+    """Seconds until the whole answer must be there; by default the client's."""
+
+
+def generate_request(model: str, prompt: Prompt, options: GenerateOptions) -> pb.GenerateRequest:
+    """Build the request. Raises InvalidRequestError for what a message cannot hold."""
+    unknown = set(options) - set(GenerateOptions.__annotations__)
+    if unknown:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    request = pb.GenerateRequest()
+    _set(request, "model", model)
+    _set(request, "version", options.get("version", 0))
+    _set_prompt(request, prompt)
+    for name in _SAMPLING:
+        if (value := options.get(name)) is not None:
+            _set(request.sampling, name, value)
+    if (max_tokens := options.get("max_tokens")) is not None:
+        _set(request.stop, "max_tokens", max_tokens)
+    stop = options.get("stop", ())
+    _set(request.stop, "strings", [stop] if isinstance(stop, str) else list(stop))
+    _set(request.stop, "ignore_end_token", options.get("ignore_end_token", False))
+    if (logprobs := options.get("logprobs")) is not None:
+        request.log_probabilities.SetInParent()
+        _set(request.log_probabilities, "top", logprobs)
+    return request
+
+
+def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, str):
+        _set(request, "text", prompt)
+        return
+    items = np.asarray(prompt) if len(prompt) else np.empty(0, np.int64)
+    if items.ndim == 2 and items.dtype.kind == "f":
+        request.vectors.features = items.shape[1]
+        _set(request.vectors, "values", items.astype(np.float32).reshape(-1).tolist())
+    elif items.ndim == 1 and items.dtype.kind in "iu":
+        request.tokens.SetInParent()
+        _set(request.tokens, "ids", items.tolist())
+    else:
+        raise InvalidRequestError(
+            f"must be text, integers [time] or floats [time, features], got {items.dtype} {list(items.shape)}",
+            field="prompt",
+        )
+
+
+def _set(message: Any, name: str, value: Any) -> None:
+    try:
+        if isinstance(value, list):
+            getattr(message, name).extend(value)
+        elif isinstance(value, Mapping):
+            getattr(message, name).update(value)
+        else:
+            setattr(message, name, value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequestError(f"cannot be sent: {error}", field=name) from error
+
+
+def chunk_from(response: pb.GenerateResponse) -> Chunk:
+    """Read one message of a stream."""
+    usage, info = response.usage, response.info
+    return Chunk(
+        text=response.text,
+        tokens=tuple(response.tokens),
+        vectors=_vectors(response.vectors) if response.HasField("vectors") else None,
+        log_probabilities=tuple(map(_log_probability, response.log_probabilities)),
+        finish_reason=_FINISH_REASONS.get(response.finish_reason),
+        usage=Usage(usage.prompt_tokens, usage.completion_tokens) if response.HasField("usage") else None,
+        info=(
+            GenerationInfo(info.model, info.version, info.variant, info.seed)
+            if response.HasField("info")
+            else None
+        ),
+    )
+
+
+def _vectors(message: pb.VectorSequence) -> NDArray[np.float32]:
+    return np.array(message.values, np.float32).reshape(-1, message.features)
+
+
+def _log_probability(message: pb.TokenLogProbability) -> TokenLogProbability:
+    return TokenLogProbability(
+        message.token, message.log_probability, tuple(map(_log_probability, message.top))
+    )
+
+
+def fold(chunks: Iterable[Chunk]) -> Generation:
+    """Put a stream together. Raises InternalError where its first or last message is missing."""
+    chunks = list(chunks)
+    if not chunks or chunks[0].info is None or chunks[-1].usage is None or chunks[-1].finish_reason is None:
+        raise InternalError("the server's answer has no end; client and server may be of different versions")
+    vectors = [chunk.vectors for chunk in chunks if chunk.vectors is not None]
+    return Generation(
+        text="".join(chunk.text for chunk in chunks),
+        tokens=tuple(token for chunk in chunks for token in chunk.tokens),
+        vectors=np.concatenate(vectors) if vectors else None,
+        log_probabilities=tuple(entry for chunk in chunks for entry in chunk.log_probabilities),
+        finish_reason=chunks[-1].finish_reason,
+        usage=chunks[-1].usage,
+        info=chunks[0].info,
+    )
+
+
+def model_from(message: pb.Model) -> Model:
+    """Read the description of a model."""
+    optional = {"start_token", "end_token"}
+    values = {
+        field.name: getattr(message, field.name)
+        for field in message.DESCRIPTOR.fields
+        if field.name not in optional or message.HasField(cast(Any, field.name))
+    }
+    return Model(**({"start_token": None, "end_token": None} | values | {"state": _STATES[message.state]}))
+
+
+@contextmanager
+def errors_mapped(address: str) -> Iterator[None]:
+    """Turn the errors of gRPC into Statewise's."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_of(error, address) from error
+
+
+def error_of(error: Any, address: str) -> StatewiseError:
+    """Return the Statewise error that an ended call stands for."""
+    code = error.code()
+    details = error.details() or code.name
+    field = dict(error.trailing_metadata() or ()).get(FIELD_KEY)
+    if code is grpc.StatusCode.UNAVAILABLE and field is None:
+        # From the connection, not from the server: gRPC's own words say how, but not what to do.
+        return UnavailableError(
+            f"no Statewise server can be reached at {address} ({details}); start one with "
+            "`statewise serve --models DIR`, or give its address"
+        )
+    return error_from(code, details, field)

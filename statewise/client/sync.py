@@ -1,0 +1,102 @@
+"""The client for ordinary code; its twin for asyncio is `statewise.client.aio`."""
+
+from __future__ import annotations
+
+from typing import Any, Self, Unpack
+
+import grpc
+
+from statewise.client import core
+from statewise.client.values import Chunk, Generation, Model, Prompt
+from statewise.v1 import generation_pb2 as pb
+from statewise.v1.generation_pb2_grpc import GenerationServiceStub
+
+
+class ChunkStream:
+    """An answer as it is made: iterate over it. Leaving it early cancels the rest on the server."""
+
+    def __init__(self, call: Any, address: str) -> None:
+        self._call = call
+        self._address = address
+        self._is_closed = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        if self._is_closed:
+            raise StopIteration
+        with core.errors_mapped(self._address):
+            return core.chunk_from(next(self._call))
+
+    def close(self) -> None:
+        """Cancel what is not there yet; does nothing for a stream that has ended."""
+        self._is_closed = True
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Client:
+    """A connection to a Statewise server; safe to use from several threads.
+
+    `timeout` is the default of every call, in seconds; `credentials` makes the connection TLS. Nothing is sent
+    until the first call. Every method raises the errors of `statewise.errors`.
+    """
+
+    def __init__(
+        self,
+        address: str = core.DEFAULT_ADDRESS,
+        *,
+        timeout: float | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self.address = address
+        self._timeout = timeout
+        if credentials is None:
+            self._channel = grpc.insecure_channel(address, core.CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(address, credentials, core.CHANNEL_OPTIONS)
+        self._stub: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+
+    def stream(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> ChunkStream:
+        """Continue a prompt, giving the answer as it is made; options as in `GenerateOptions`."""
+        request = core.generate_request(model, prompt, options)
+        with core.errors_mapped(self.address):
+            call = self._stub.Generate(request, timeout=options.get("timeout", self._timeout))
+        return ChunkStream(call, self.address)
+
+    def generate(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> Generation:
+        """Continue a prompt, and return the whole answer; options as in `GenerateOptions`."""
+        with self.stream(model, prompt, **options) as chunks:
+            return core.fold(chunks)
+
+    def models(self) -> list[Model]:
+        """List the server's models, also those that it has refused, with the reason."""
+        with core.errors_mapped(self.address):
+            response = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout)
+        return [core.model_from(model) for model in response.models]
+
+    def model(self, name: str, version: int = 0) -> Model:
+        """Describe one model; version 0 is the newest that is ready."""
+        with core.errors_mapped(self.address):
+            request = pb.GetModelRequest(model=name, version=version)
+            response = self._stub.GetModel(request, timeout=self._timeout)
+        return core.model_from(response.model)
+
+    def close(self) -> None:
+        """Close the connection; calls that still run are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,108 @@
+"""What a client is given, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogProbability:
+    """Log-probability of a token, in nats, by the model's own distribution."""
+
+    token: int
+    log_probability: float
+    top: tuple[TokenLogProbability, ...] = ()
+    """The most probable tokens in its place, where they were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Items read and made."""
+
+    prompt_tokens: int
+    """The start token included."""
+    completion_tokens: int
+    """An end token included."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationInfo:
+    """What answered, and the seed that repeats the answer."""
+
+    model: str
+    version: int
+    variant: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """What a stream has gained with one message: one item or several."""
+
+    text: str
+    """Whole characters only; empty where the model has no tokenizer."""
+    tokens: tuple[int, ...]
+    vectors: NDArray[np.float32] | None
+    """float32 `[time, features]`, from a model of real vectors."""
+    log_probabilities: tuple[TokenLogProbability, ...]
+    finish_reason: FinishReason | None
+    """In the last chunk: "stop" (end token or stop string) or "length" (max_tokens)."""
+    usage: Usage | None
+    """In the last chunk."""
+    info: GenerationInfo | None
+    """In the first chunk."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation:
+    """A whole answer."""
+
+    text: str
+    tokens: tuple[int, ...]
+    vectors: NDArray[np.float32] | None
+    """float32 `[time, features]`, from a model of real vectors."""
+    log_probabilities: tuple[TokenLogProbability, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    info: GenerationInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of a server's repository."""
+
+    name: str
+    version: int
+    state: Literal["loading", "ready", "refused"]
+    reason: str
+    """Why it is refused."""
+    plugin: str
+    variant: str
+    input_kind: str
+    """"tokens" or "real"."""
+    head_kind: str
+    """"categorical" or "value"."""
+    input_size: int
+    """Size of the vocabulary, or number of features."""
+    has_tokenizer: bool
+    """Whether prompts may be text."""
+    start_token: int | None
+    end_token: int | None
+    state_bytes_per_row: int
+    max_prompt_tokens: int
+    max_tokens: int
+    max_rows: int
+    max_waiting: int
+    running: int
+    waiting: int
+
+
+Prompt = str | Sequence[int] | NDArray[np.int64] | NDArray[np.float32]
+"""Text, token ids (a sequence or an integer array `[time]`), or real vectors (a float array `[time, features]`)."""

@@ -1,0 +1,204 @@
+"""The sampling rules, stated once, in NumPy.
+
+The graph (export/sampler.py) computes the same, token for token; the PyTorch reference calls this module.
+Order: logit bias, penalties, temperature, top-k, top-p, min-p, draw by inverse CDF from one uniform number.
+
+Top-k, top-p and min-p each keep a prefix of the tokens sorted by falling logit (ties: lower id first), so together they
+keep the shortest of the three prefixes. A row that restricts nothing draws in vocabulary order, in two levels (sums of
+blocks, then inside the block), because sorting or summing a whole vocabulary is slow; a row's result depends on that row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statewise.errors import InvalidRequestError
+
+FloatArray = NDArray[np.float32]
+
+BLOCK = 128
+"""Tokens per block of the two-level draw; part of the rules, since it fixes the order of the additions."""
+
+UNIFORM_BLOCK = 256
+"""Uniform numbers drawn at once."""
+
+MAX_LOGIT_BIAS_ENTRIES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. The default draws from the model's own distribution; temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is taken, without a draw."""
+        return self.temperature == 0.0
+
+    @property
+    def restricts(self) -> bool:
+        """Whether top-k, top-p or min-p may exclude a token."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether the choice depends on the tokens so far."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    def validate(self, vocabulary_size: int) -> None:
+        """Raise InvalidRequestError, naming the field, for a value outside its range."""
+        _check_range("temperature", self.temperature, 0.0, 100.0)
+        if not 0 <= self.top_k <= 2**31:
+            raise InvalidRequestError(f"must be 0 (off) or more, got {self.top_k}", field="sampling.top_k")
+        _check_range("top_p", self.top_p, 0.0, 1.0, low_is_open=True)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_is_open=True)
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if len(self.logit_bias) > MAX_LOGIT_BIAS_ENTRIES:
+            raise InvalidRequestError(
+                f"at most {MAX_LOGIT_BIAS_ENTRIES} entries, got {len(self.logit_bias)}", field="sampling.logit_bias"
+            )
+        for token, bias in self.logit_bias.items():
+            if not 0 <= token < vocabulary_size:
+                raise InvalidRequestError(
+                    f"token {token} is outside the vocabulary (0 to {vocabulary_size - 1})", field="sampling.logit_bias"
+                )
+            _check_range("logit_bias", bias, -100.0, 100.0)
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise InvalidRequestError(f"must fit into 64 bits, got {self.seed}", field="sampling.seed")
+
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def _check_range(name: str, value: float, low: float, high: float, *, low_is_open: bool = False) -> None:
+    # Written so that NaN, which compares false with everything, is refused too.
+    inside = (low < value if low_is_open else low <= value) and value <= high
+    if not inside:
+        interval = f"{'(' if low_is_open else '['}{low:g}, {high:g}]"
+        raise InvalidRequestError(f"must lie in {interval}, got {value:g}", field=f"sampling.{name}")
+
+
+class Uniforms:
+    """The uniform numbers of one request: number `i` belongs to the request's `i`-th generated token.
+
+    Philox4x64 (Salmon et al. 2011) keyed by the seed and advanced by whole blocks, so that any position can be had without
+    drawing those before it, and a stream that was moved or interrupted goes on with the numbers it would have had.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._block_index = -1
+        self._block = np.empty(0, np.float32)
+
+    def take(self, position: int, count: int) -> FloatArray:
+        """Numbers `position` to `position + count - 1`, float32 in [0, 1)."""
+        first, offset = divmod(position, UNIFORM_BLOCK)
+        last = (position + count - 1) // UNIFORM_BLOCK
+        if first == last:
+            return self._draw(first)[offset : offset + count]
+        return np.concatenate([self._draw(index) for index in range(first, last + 1)])[offset : offset + count]
+
+    def _draw(self, index: int) -> FloatArray:
+        if index != self._block_index:
+            # The block index is the high word of the counter: blocks never overlap.
+            generator = np.random.Generator(np.random.Philox(key=self._seed, counter=index << 64))
+            self._block = generator.random(UNIFORM_BLOCK, dtype=np.float32)
+            self._block_index = index
+        return self._block
+
+
+def adjust_logits(
+    logits: FloatArray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]
+) -> FloatArray:
+    """Logits `[vocabulary]` after bias and penalties.
+
+    `prompt` counts for the repetition penalty only (Keskar et al. 2019); presence and frequency count the output.
+    """
+    adjusted = logits.astype(np.float32, copy=True)
+    for token, bias in params.logit_bias.items():
+        adjusted[token] += np.float32(bias)
+    if params.penalizes:
+        counts: dict[int, int] = dict.fromkeys(prompt, 0)
+        for token in output:
+            counts[token] = counts.get(token, 0) + 1
+        tokens = np.fromiter(counts, np.int64, len(counts))
+        repeats = np.fromiter(counts.values(), np.float32, len(counts))
+        values = adjusted[tokens]
+        penalty = np.float32(params.repetition_penalty)
+        values = np.where(values > 0, values / penalty, values * penalty)
+        values = values - np.float32(params.presence_penalty) * (repeats > 0).astype(np.float32)
+        adjusted[tokens] = values - np.float32(params.frequency_penalty) * repeats
+    return adjusted
+
+
+def choose(logits: FloatArray, params: SamplingParams, uniform: np.float32) -> int:
+    """The next token, from adjusted logits `[vocabulary]` and one uniform number in [0, 1)."""
+    if params.is_greedy:
+        return int(np.argmax(logits))
+    scaled = logits / np.float32(params.temperature)
+    weights = np.exp(scaled - scaled.max())
+    weights /= weights.sum(dtype=np.float32)
+    blocks = np.pad(weights, (0, -len(weights) % BLOCK)).reshape(-1, BLOCK)
+    if params.restricts:
+        return _choose_restricted(scaled, weights, blocks, params, uniform)
+    return _choose_unrestricted(blocks, uniform)
+
+
+def _choose_restricted(
+    scaled: FloatArray, weights: FloatArray, blocks: FloatArray, params: SamplingParams, uniform: np.float32
+) -> int:
+    order = np.argsort(-scaled, kind="stable")
+    sorted_weights = weights[order]
+    size = len(order)
+    cumulative = np.cumsum(sorted_weights, dtype=np.float32)
+    k = min(params.top_k, size) if params.top_k else size
+    # top-p is a share of what top-k has left; a token is kept while the mass before it is below top_p.
+    total = cumulative[k - 1] if params.top_k else _block_ends(blocks)[1][-1]
+    before = cumulative - sorted_weights
+    keep = np.arange(size) < k
+    if params.top_p < 1.0:
+        keep &= before < np.float32(params.top_p) * total
+    keep &= sorted_weights >= np.float32(params.min_p) * sorted_weights[0]
+    kept = max(int(np.count_nonzero(keep)), 1)
+    return int(order[_inverse_cdf(cumulative[:kept], uniform * cumulative[kept - 1])])
+
+
+def _choose_unrestricted(blocks: FloatArray, uniform: np.float32) -> int:
+    sums, ends = _block_ends(blocks)
+    target = uniform * ends[-1]
+    block = _inverse_cdf(ends, target)
+    before = ends[block] - sums[block]
+    return block * BLOCK + _inverse_cdf(np.cumsum(blocks[block], dtype=np.float32) + before, target)
+
+
+def _block_ends(blocks: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Sum of each block, and of all blocks up to and with it."""
+    sums = blocks.sum(axis=1, dtype=np.float32)
+    return sums, np.cumsum(sums, dtype=np.float32)
+
+
+def _inverse_cdf(cumulative: FloatArray, target: np.float32) -> int:
+    """First index whose cumulative weight exceeds the target; where rounding hides it, the last with any weight."""
+    return int(min(np.count_nonzero(cumulative <= target), np.count_nonzero(cumulative < cumulative[-1])))
+
+
+def log_softmax(logits: FloatArray) -> FloatArray:
+    """Log-probabilities over the last axis, in nats."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result

@@ -1,0 +1,186 @@
+"""Checkpoints: a folder with a model's weights, tokenizer and description; from training, or of one's own.
+
+    save_checkpoint(Path("mine"), name="mine", plugin_name="lstm", config=config, module=module)
+
+`checkpoint.json` is written last and holds the hashes of the other files, so half a folder is told from a
+whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from torch import nn
+
+from statewise.bundle import hash_file
+from statewise.errors import ConfigError, NotFoundError
+from statewise.manifest import FileName, ModelName, Sha256, SpecialTokens, Strict
+from statewise.manifest_file import describe
+from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
+from training.files import atomic_file, write_atomically
+from training.weights import load_weights, read_weights, save_weights
+
+CHECKPOINT_FILE = "checkpoint.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Standardization(Strict):
+    """What was subtracted from each feature of a series, and what it was then divided by."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Standardization:
+        if len(self.mean) != len(self.deviation) or any(value <= 0 for value in self.deviation):
+            raise ValueError("mean and deviation need one number per feature, deviations above 0")
+        return self
+
+
+class CheckpointRecord(Strict):
+    """`checkpoint.json`."""
+
+    schema_version: Literal[1] = 1
+    name: ModelName
+    plugin: str
+    config: dict[str, Any]
+    special_tokens: SpecialTokens = SpecialTokens()
+    standardization: Standardization | None = None
+    created_with: dict[str, str] = Field(default_factory=dict)
+    files: dict[FileName, Sha256] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that was trained, ready to run: evaluation mode, on the CPU."""
+
+    name: str
+    plugin: SequencePlugin[Any]
+    config: PluginConfig
+    module: nn.Module
+    special_tokens: SpecialTokens
+    tokenizer_file: Path | None
+    folder: Path
+    standardization: Standardization | None = None
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    name: str,
+    plugin_name: str,
+    config: PluginConfig,
+    module: nn.Module,
+    special_tokens: SpecialTokens = SpecialTokens(),  # noqa: B008 # frozen
+    tokenizer_file: Path | None = None,
+    standardization: Standardization | None = None,
+) -> None:
+    """Write a model to a folder, which is made if need be; other files in it stay.
+
+    Raises ConfigError for a name that no model can have.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(module, folder / WEIGHTS_FILE)
+    files = {WEIGHTS_FILE: hash_file(folder / WEIGHTS_FILE)}
+    if tokenizer_file is not None:
+        _copy(tokenizer_file, folder / TOKENIZER_FILE)
+        files[TOKENIZER_FILE] = hash_file(folder / TOKENIZER_FILE)
+    try:
+        record = CheckpointRecord(
+            name=name,
+            plugin=plugin_name,
+            config=config.model_dump(mode="json"),
+            special_tokens=special_tokens,
+            standardization=standardization,
+            created_with=_versions(),
+            files=files,
+        )
+    except ValidationError as error:
+        raise ConfigError(f"checkpoint: {describe(error)}") from error
+    write_atomically(folder / CHECKPOINT_FILE, record.model_dump_json(indent=2) + "\n")
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists() and source.samefile(target):
+        return
+    with source.open("rb") as reader, atomic_file(target) as writer:
+        shutil.copyfileobj(reader, writer)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("statewise", "torch", "lightning", "tokenizers", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Load the model in a folder that training, or `save_checkpoint`, has written.
+
+    Raises ConfigError for a folder or file that is missing, damaged or not what `checkpoint.json` says, and
+    for weights that do not fit the plugin's module or are not finite.
+    """
+    record = _read_record(folder)
+    try:
+        plugin = load_plugin(record.plugin)
+        config = plugin.config_class.model_validate(record.config)
+    except NotFoundError as error:
+        raise ConfigError(f"{folder / CHECKPOINT_FILE}: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(
+            f"{folder / CHECKPOINT_FILE}: config of plugin {record.plugin!r}: {describe(error)}"
+        ) from error
+    module = plugin.build(config)
+    load_weights(module, read_weights(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+    _check_hashes(folder, record)
+    return Checkpoint(
+        name=record.name,
+        plugin=plugin,
+        config=config,
+        module=module.eval(),
+        special_tokens=record.special_tokens,
+        tokenizer_file=folder / TOKENIZER_FILE if TOKENIZER_FILE in record.files else None,
+        folder=folder,
+        standardization=record.standardization,
+    )
+
+
+def _read_record(folder: Path) -> CheckpointRecord:
+    path = folder / CHECKPOINT_FILE
+    if not folder.is_dir():
+        raise ConfigError(f"checkpoint {folder}: no such folder; give the output folder of `statewise train`")
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"checkpoint {folder}: has no {CHECKPOINT_FILE}; training there has not finished "
+            "(give `statewise train` again), or it is not the output folder of a run"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        return CheckpointRecord.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error)}") from error
+
+
+def _check_hashes(folder: Path, record: CheckpointRecord) -> None:
+    for name, expected in record.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ConfigError(f"{path}: missing, though {CHECKPOINT_FILE} lists it")
+        if hash_file(path) != expected:
+            raise ConfigError(
+                f"{path}: changed since {CHECKPOINT_FILE} was written (sha256 differs); "
+                "write the folder anew with training.checkpoint.save_checkpoint"
+            )

@@ -1,0 +1,102 @@
+"""A run's data, ready to train on: split, encoded or standardised, cut into chunks, and fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from statewise.errors import ConfigError
+from training.checkpoint import Standardization
+from training.config import SeriesData, TrainConfig
+from training.corpus import Series, read_series, read_texts
+from training.data import Chunks, Document, Items, split
+from training.tokenizers import TextEncoder, make_encoder
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and held-out data of one run."""
+
+    train: Chunks
+    held_out: Chunks
+    train_documents: list[Items]
+    """Each with its special tokens, if it has any."""
+    held_out_documents: list[Items]
+    item_size: int
+    """Vocabulary size, or numbers per item."""
+    sha256: str
+    """Of all items; tells whether a resumed run still has the data that it began with."""
+    encoder: TextEncoder | None = None
+    held_out_characters: int | None = None
+    """Characters of the held-out text, special tokens not counted."""
+    standardization: Standardization | None = None
+
+
+def prepare(config: TrainConfig) -> Dataset:
+    """Read and prepare the data of a run. Raises ConfigError naming what cannot be used."""
+    if isinstance(config.data, SeriesData):
+        return _prepare_series(config, config.data)
+    return _prepare_text(config)
+
+
+def _prepare_text(config: TrainConfig) -> Dataset:
+    assert not isinstance(config.data, SeriesData)
+    train, held_out = split(read_texts(config.data), config.data.held_out, config.data.split_seed)
+    # Fitted to the training part alone: the held-out text must be as unseen as any other.
+    encoder = make_encoder(config.text_tokenizer, [document.body for document in train])
+    return _dataset(
+        config,
+        [_encode(document, encoder) for document in train],
+        [_encode(document, encoder) for document in held_out],
+        item_size=encoder.vocabulary_size,
+        encoder=encoder,
+        held_out_characters=sum(len(document.body) for document in held_out),
+    )
+
+
+def _encode(document: Document[str], encoder: TextEncoder) -> Items:
+    special = encoder.special_tokens
+    start = [special.start] if document.has_start and special.start is not None else []
+    end = [special.end] if document.has_end and special.end is not None else []
+    return np.concatenate([np.array(start, np.int32), encoder.encode(document.body), np.array(end, np.int32)])
+
+
+def _prepare_series(config: TrainConfig, data: SeriesData) -> Dataset:
+    train, held_out = split(read_series(data), data.held_out, data.split_seed)
+    bodies = [document.body for document in train], [document.body for document in held_out]
+    standardization = _measure(bodies[0]) if data.standardize else None
+    if standardization:
+        mean, deviation = (
+            np.array(part, np.float32) for part in (standardization.mean, standardization.deviation)
+        )
+        bodies = tuple([(body - mean) / deviation for body in part] for part in bodies)
+    return _dataset(config, *bodies, item_size=bodies[0][0].shape[1], standardization=standardization)
+
+
+def _measure(bodies: Sequence[Series]) -> Standardization:
+    values = np.concatenate(bodies).astype(np.float64)
+    deviation = values.std(axis=0)
+    constant = np.flatnonzero(deviation == 0)
+    if len(constant):
+        raise ConfigError(
+            f"data.standardize: column {constant[0]} of the training part never changes; "
+            "leave it out with data.columns"
+        )
+    return Standardization(mean=values.mean(axis=0).tolist(), deviation=deviation.tolist())
+
+
+def _dataset(config: TrainConfig, train: list[Items], held_out: list[Items], **fields: object) -> Dataset:
+    length = config.trainer.sequence_length
+    digest = hashlib.sha256()
+    for document in (*train, *held_out):
+        digest.update(f"{document.shape}".encode())
+        digest.update(np.ascontiguousarray(document))
+    chunks = Chunks(train, length), Chunks(held_out, length)
+    if not all(map(len, chunks)):
+        raise ConfigError(
+            "data.held_out: one side of the split has no item to predict; change it or add data"
+        )
+    return Dataset(*chunks, train, held_out, sha256=digest.hexdigest(), **fields)

@@ -1,0 +1,84 @@
+"""The reference decoder: PyTorch, eager, the rules of statewise.sampling. What the served model is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from statewise import sampling
+from statewise.manifest import ModelSpec, TokenInput
+from statewise.sampling import SamplingParams, Uniforms
+
+Items = NDArray[np.int64] | NDArray[np.float32]
+
+
+class ReferenceDecoder:
+    """Runs a step function over ragged batches, in evaluation mode and without gradients."""
+
+    def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
+        self.module = module.eval()
+        self.spec = spec
+
+    def zero_state(self, num_rows: int) -> tuple[Tensor, ...]:
+        """The state before any item."""
+        return tuple(
+            torch.zeros(num_rows, *state.row_shape, dtype=getattr(torch, state.dtype))
+            for state in self.spec.state
+        )
+
+    @torch.inference_mode()
+    def outputs(self, rows: Sequence[Items]) -> list[NDArray[np.float32]]:
+        """Outputs at every position of every row, `[time, vocabulary_size or features]` each (teacher forcing)."""
+        items, lengths = _pad(rows)
+        hidden, _ = self.module(items, lengths, self.zero_state(len(rows)))
+        output = self.module.head(hidden).numpy()
+        return [output[row, : len(items)] for row, items in enumerate(rows)]
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Items], params: Sequence[SamplingParams], num_items: int
+    ) -> tuple[list[Items], list[NDArray[np.float32]]]:
+        """Continue every prompt by `num_items`; end tokens do not end anything.
+
+        Returns the items of each row and the outputs they were chosen from, `[num_items, size]` each.
+        """
+        items, lengths = _pad(prompts)
+        state = self.zero_state(len(prompts))
+        uniforms = [Uniforms(p.seed or 0).take(0, num_items) for p in params]
+        chosen: list[list[NDArray[np.generic]]] = [[] for _ in prompts]
+        seen: list[list[NDArray[np.float32]]] = [[] for _ in prompts]
+        for position in range(num_items):
+            hidden, state = self.module(items, lengths, state)
+            last = hidden[torch.arange(len(prompts)), lengths - 1]
+            for row, output in enumerate(self.module.head(last).numpy()):
+                seen[row].append(output)
+                chosen[row].append(
+                    self._next(output, params[row], prompts[row], chosen[row], uniforms[row][position])
+                )
+            items, lengths = _pad([np.stack(row[-1:]) for row in chosen])
+        return [np.stack(row) for row in chosen], [np.stack(row) for row in seen]
+
+    def _next(
+        self,
+        output: NDArray[np.float32],
+        params: SamplingParams,
+        prompt: Items,
+        chosen: Sequence[NDArray[np.generic]],
+        uniform: np.float32,
+    ) -> NDArray[np.generic]:
+        if not isinstance(self.spec.input, TokenInput):
+            return output
+        adjusted = sampling.adjust_logits(output, params, prompt.tolist(), [int(token) for token in chosen])
+        return np.asarray(sampling.choose(adjusted, params, uniform), np.int64)
+
+
+def _pad(rows: Sequence[Items]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(np.array(row)) for row in rows], batch_first=True
+    )
+    return padded, lengths

@@ -1,0 +1,76 @@
+"""The figures of a finished run: the kept weights on the held-out data, beside the baselines."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from training.baselines import bigram_bits, last_value_error, mean_value_error, unigram_bits
+from training.checkpoint import Checkpoint
+from training.data import Chunks, InOrder
+from training.dataset import Dataset
+from training.module import unroll
+
+
+class Summary(BaseModel):
+    """`summary.json`."""
+
+    name: str
+    plugin: str
+    parameters: int
+    steps: int
+    best_step: int
+    seconds: float
+    """Training time, over all attempts of a run that was resumed."""
+    steps_per_second: float
+    validation_loss: float
+    """Of the kept weights, over the held-out data in chunks of `trainer.sequence_length` from zero state."""
+    unit: str
+    held_out_items: int
+    held_out_characters: int | None = None
+    bits_per_character: float | None = None
+    baselines: dict[str, float]
+    """By the same measure: bits per character for text, else the validation loss."""
+    data_sha256: str
+    initialized_from: str | None = None
+
+
+@torch.inference_mode()
+def held_out_loss(checkpoint: Checkpoint, chunks: Chunks, batch_size: int) -> float:
+    """Mean loss per item over the chunks, each from zero state."""
+    spec = checkpoint.plugin.spec(checkpoint.config)
+    total = 0.0
+    for batch in InOrder(chunks, batch_size):
+        output = unroll(checkpoint.module, spec, batch.items)
+        total += float(checkpoint.plugin.loss(output, batch.targets, batch.mask)) * int(batch.mask.sum())
+    return total / chunks.num_predictions
+
+
+def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[str, Any]:
+    """Return the part of a summary that follows from weights and data."""
+    loss = held_out_loss(checkpoint, dataset.held_out, batch_size)
+    items = dataset.held_out.num_predictions
+    figures: dict[str, Any] = {
+        "validation_loss": loss,
+        "held_out_items": items,
+        "parameters": sum(parameter.numel() for parameter in checkpoint.module.parameters()),
+        "data_sha256": dataset.sha256,
+    }
+    train, held_out, size = dataset.train_documents, dataset.held_out_documents, dataset.item_size
+    if dataset.held_out_characters is None:
+        baselines = {"last_value": last_value_error(held_out), "mean": mean_value_error(train, held_out)}
+        return {**figures, "unit": "squared error per value", "baselines": baselines}
+    characters = dataset.held_out_characters
+    return {
+        **figures,
+        "unit": "nats per item",
+        "held_out_characters": characters,
+        "bits_per_character": loss / math.log(2) * items / characters,
+        "baselines": {
+            "unigram": unigram_bits(train, held_out, size) / characters,
+            "bigram": bigram_bits(train, held_out, size) / characters,
+        },
+    }

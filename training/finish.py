@@ -1,0 +1,89 @@
+"""What is kept of a run when its steps are done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from statewise.errors import ConfigError
+from statewise.manifest import SpecialTokens
+from statewise.plugins import PluginConfig
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.config import TrainConfig
+from training.dataset import Dataset
+from training.evaluation import Summary, measure
+from training.files import write_atomically
+from training.module import TrainingModule
+from training.plots import collect, plot, write_csv
+from training.run_folder import RunFolder
+from training.weights import load_weights
+
+
+def finish(
+    run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: Dataset, module: TrainingModule
+) -> Summary:
+    """Write the best weights, the log, its picture, and last the summary, which makes the run complete."""
+    best_step = _keep_best(run, config, settings, dataset, module)
+    rows = collect(run.logs)
+    write_csv(rows, run.metrics_file)
+    steps, seconds = module.trainer.global_step, module.seconds
+    summary = Summary(
+        name=config.name,
+        plugin=config.plugin,
+        steps=steps,
+        best_step=best_step,
+        seconds=round(seconds, 2),
+        steps_per_second=round(steps / max(seconds, 1e-9), 2),
+        initialized_from=str(config.initialize_from.file) if config.initialize_from else None,
+        **measure(load_checkpoint(run.folder), dataset, config.trainer.batch_size),
+    )
+    plot(rows, run.picture_file, title=config.name, unit=summary.unit, best_step=best_step)
+    write_atomically(run.summary_file, summary.model_dump_json(indent=2) + "\n")
+    return summary
+
+
+def _keep_best(
+    run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: Dataset, module: TrainingModule
+) -> int:
+    path, state = _best_state(run, module.trainer)
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    kept = module.plugin.build(settings)
+    load_weights(kept, weights, str(path))
+    encoder = dataset.encoder
+    if encoder is not None:
+        write_atomically(run.tokenizer_file, encoder.tokenizer.to_str(pretty=True))
+    save_checkpoint(
+        run.folder,
+        name=config.name,
+        plugin_name=config.plugin,
+        config=settings,
+        module=kept,
+        special_tokens=encoder.special_tokens if encoder else SpecialTokens(),
+        tokenizer_file=run.tokenizer_file if encoder else None,
+        standardization=dataset.standardization,
+    )
+    return int(state["global_step"])
+
+
+def _best_state(run: RunFolder, trainer: L.Trainer) -> tuple[Path, dict[str, Any]]:
+    """Find the checkpoint with the lowest validation loss; where that is damaged or lost, the latest one."""
+    paths = [
+        Path(callback.best_model_path)
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint)
+        and callback.monitor == "validation_loss"
+        and callback.best_model_path
+    ]
+    for path in [*paths, *run.list_checkpoints()]:
+        state = run.read_checkpoint(path)
+        if state is not None:
+            return path, state
+    raise ConfigError(f"no checkpoint in {run.checkpoints} can be read; train again with --force")

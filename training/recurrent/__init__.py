@@ -1,0 +1,1 @@
+"""The recurrent families: rnn, lstm and gru."""

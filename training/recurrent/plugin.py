@@ -1,0 +1,120 @@
+"""Plugins `rnn`, `lstm` and `gru`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch.nn import functional as F
+
+from statewise.manifest import CategoricalHead, ModelSpec, RealInput, StateSpec, TokenInput, ValueHead
+from statewise.plugins import PluginConfig, SequencePlugin
+from training.recurrent.module import Cell, RecurrentModule
+
+
+class RecurrentConfig(PluginConfig):
+    """Configuration of a recurrent model; exactly one of `vocabulary_size` and `features` says what it reads."""
+
+    vocabulary_size: int | None = Field(default=None, ge=2)
+    """Token input: number of token ids. Filled in from the tokenizer."""
+    features: int | None = Field(default=None, ge=1)
+    """Real-vector input: numbers per item. Filled in from the data."""
+    hidden_size: int = Field(default=256, ge=1)
+    num_layers: int = Field(default=1, ge=1, le=64)
+    embedding_size: int | None = Field(default=None, ge=1)
+    """Width of the token embedding; `hidden_size` where absent."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Applied to the embedding, between layers and before the head, in training only."""
+    tied_embeddings: bool = False
+    """The head uses the embedding's matrix (Press and Wolf 2017); needs embedding_size = hidden_size."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RecurrentConfig:
+        if (self.vocabulary_size is None) == (self.features is None):
+            raise ValueError("give exactly one of vocabulary_size (token input) and features (real-vector input)")
+        if self.features is not None and (self.tied_embeddings or self.embedding_size is not None):
+            raise ValueError("embedding_size and tied_embeddings need token input (vocabulary_size)")
+        if self.tied_embeddings and self.embedding_width != self.hidden_size:
+            raise ValueError(
+                f"tied_embeddings needs embedding_size = hidden_size, got {self.embedding_width} and {self.hidden_size}"
+            )
+        return self
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the token embedding."""
+        return self.embedding_size or self.hidden_size
+
+
+class RNNConfig(RecurrentConfig):
+    """Configuration of an Elman network."""
+
+    nonlinearity: Literal["tanh", "relu"] = "tanh"
+
+
+class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
+    """What the three families share; each adds its name and its cell."""
+
+    config_class = RecurrentConfig
+    cell: ClassVar[Cell]
+
+    def spec(self, config: RecurrentConfig) -> ModelSpec:
+        """One hidden vector per layer, and for LSTM one cell vector."""
+        vectors = ("hidden", "cell") if self.cell == "lstm" else ("hidden",)
+        state = tuple(
+            StateSpec(name=f"{vector}.{layer}", shape=("row", config.hidden_size))
+            for layer in range(config.num_layers)
+            for vector in vectors
+        )
+        if config.features is not None:
+            return ModelSpec(
+                input=RealInput(features=config.features), head=ValueHead(features=config.features), state=state
+            )
+        assert config.vocabulary_size is not None
+        return ModelSpec(
+            input=TokenInput(vocabulary_size=config.vocabulary_size),
+            head=CategoricalHead(vocabulary_size=config.vocabulary_size),
+            state=state,
+        )
+
+    def build(self, config: RecurrentConfig) -> RecurrentModule:
+        """The step function, initialised as torch.nn does."""
+        return RecurrentModule(
+            self.cell,
+            vocabulary_size=config.vocabulary_size,
+            input_size=config.features or config.embedding_width,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            dropout=config.dropout,
+            tied_embeddings=config.tied_embeddings,
+            nonlinearity=getattr(config, "nonlinearity", "tanh"),
+        )
+
+    def loss(self, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy in nats per token, or squared error per vector element."""
+        if targets.is_floating_point():
+            return F.mse_loss(output[mask], targets[mask])
+        return F.cross_entropy(output[mask], targets[mask])
+
+
+class RNNPlugin(RecurrentPlugin):
+    """Elman networks, tanh or ReLU (torch.nn.RNN)."""
+
+    name = "rnn"
+    cell = "rnn"
+    config_class = RNNConfig
+
+
+class LSTMPlugin(RecurrentPlugin):
+    """Long short-term memory (torch.nn.LSTM)."""
+
+    name = "lstm"
+    cell = "lstm"
+
+
+class GRUPlugin(RecurrentPlugin):
+    """Gated recurrent units (torch.nn.GRU)."""
+
+    name = "gru"
+    cell = "gru"

@@ -1,0 +1,151 @@
+"""A training run, from configuration to checkpoint folder; broken off at any point, the same call goes on."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from statewise.errors import ConfigError, NotFoundError
+from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
+from training.config import TrainConfig
+from training.config_file import validate
+from training.data import InOrder
+from training.dataset import Dataset, prepare
+from training.evaluation import Summary
+from training.finish import finish
+from training.module import TrainingModule
+from training.progress import TrainingProgress
+from training.quiet import quiet_lightning
+from training.run_folder import RunFolder, RunState
+from training.trainer import make_rounds, make_trainer
+from training.weights import load_weights, read_weights, rename
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES}
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, force: bool = False, console: Console | None = None
+) -> Summary | None:
+    """Train, or go on with a run that was broken off; a complete run is left as it is.
+
+    `resume` insists on a run to go on with, and takes up a complete one whose configuration now says another
+    number of epochs or steps; `force` starts again. Returns the summary on the first process, else None.
+    Raises ConfigError for what the user can correct, SystemExit where a signal stopped the run.
+    """
+    console = console or Console()
+    run = RunFolder(config.folder)
+    if rank_zero_only.rank != 0:
+        # The first process locks, clears and writes; the others only follow it.
+        return _fit(config, run, console, from_scratch=force)
+    with run.lock(), _disk_errors(run.folder):
+        if _is_done(run, config, resume=resume, force=force):
+            console.print(f"{run.folder} is complete already; --force trains it again", soft_wrap=True)
+            return Summary.model_validate_json(run.summary_file.read_bytes())
+        return _fit(config, run, console, from_scratch=False)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise ConfigError(
+            f"cannot write to {error.filename or folder}: {error.strerror}; "
+            "mend that and give the same command again: the run goes on from its last checkpoint"
+        ) from error
+
+
+def _is_done(run: RunFolder, config: TrainConfig, *, resume: bool, force: bool) -> bool:
+    """Whether the folder holds this very run, complete; else it is made ready to train in."""
+    if force:
+        run.clear()
+    if run.state is RunState.NEW:
+        if resume:
+            raise ConfigError(f"--resume: {run.folder} holds no run; leave --resume out to begin one")
+        return False
+    run.check_same_config(config, length_may_differ=resume or run.state is RunState.UNFINISHED)
+    if run.state is RunState.COMPLETE and not (resume and run.length_differs(config)):
+        return True
+    run.summary_file.unlink(missing_ok=True)
+    return False
+
+
+def _fit(config: TrainConfig, run: RunFolder, console: Console, *, from_scratch: bool) -> Summary | None:
+    plugin = _find_plugin(config)
+    initial = _read_initial(config)
+    dataset = prepare(config)
+    settings = plugin_settings(plugin, config, dataset)
+    checkpoint = None if from_scratch else _find_checkpoint(run, console)
+    with quiet_lightning():
+        trainer = make_trainer(config.trainer, folder=run.folder, checkpoints=run.checkpoints)
+        rounds = make_rounds(config.trainer, trainer, dataset.train)
+        trainer.callbacks.insert(0, TrainingProgress(console, rounds.num_steps))
+        torch.manual_seed(config.trainer.seed)
+        module = TrainingModule(
+            plugin, settings, config, num_steps=rounds.num_steps, data_sha256=dataset.sha256
+        )
+        if initial is not None and checkpoint is None:
+            load_weights(module.model, *initial)
+        if trainer.is_global_zero:
+            run.write_config(config)
+            _announce(config, dataset, module, console)
+        batches = InOrder(dataset.held_out, config.trainer.batch_size)
+        trainer.fit(module, rounds, batches, ckpt_path=checkpoint, weights_only=True)
+        return finish(run, config, settings, dataset, module) if trainer.is_global_zero else None
+
+
+def _find_plugin(config: TrainConfig) -> SequencePlugin[Any]:
+    try:
+        return load_plugin(config.plugin)
+    except NotFoundError as error:
+        raise ConfigError(f"plugin: {error}") from error
+
+
+def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: Dataset) -> PluginConfig:
+    """Return the model section, completed from the data. Raises ConfigError naming the key."""
+    raw = plugin.for_data(config.model, dataset.item_size, tokens=dataset.encoder is not None)
+    for key, value in config.model.items():
+        if raw.get(key) != value:
+            raise ConfigError(
+                f"model.{key}: is {value}, but the data gives {raw.get(key)}; leave it out to use that"
+            )
+    settings: PluginConfig = validate(plugin.config_class, raw, source="the configuration", prefix="model")
+    return settings
+
+
+def _read_initial(config: TrainConfig) -> tuple[dict[str, torch.Tensor], str] | None:
+    if config.initialize_from is None:
+        return None
+    source = str(config.initialize_from.file)
+    tensors = read_weights(config.initialize_from.file)
+    return rename(tensors, config.initialize_from.rename, source), f"initialize_from.file: {source}"
+
+
+def _find_checkpoint(run: RunFolder, console: Console) -> Path | None:
+    checkpoint, damaged = run.latest_checkpoint()
+    for path in damaged:
+        console.print(f"{path.name} is damaged; it is removed and passed over", soft_wrap=True)
+        path.unlink(missing_ok=True)
+    if checkpoint is not None:
+        console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
+    return checkpoint
+
+
+def _announce(config: TrainConfig, dataset: Dataset, module: TrainingModule, console: Console) -> None:
+    parameters = sum(parameter.numel() for parameter in module.model.parameters())
+    size = f"vocabulary {dataset.item_size}" if dataset.encoder else f"{dataset.item_size} features"
+    console.print(
+        f"{config.name}: {config.plugin}, {parameters:,} parameters, {size}; "
+        f"{dataset.train.num_predictions:,} items to train on, {dataset.held_out.num_predictions:,} held out",
+        highlight=False,
+        soft_wrap=True,
+    )
