@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 ENV_PREFIX = "STATEWISE_"
 
-_OTHER_VARIABLES = {"STATEWISE_TRACEBACK"}
+_OTHER_VARIABLES = {"STATEWISE_ADDRESS", "STATEWISE_TRACEBACK"}
 
 
 class ServerSettings(BaseSettings):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,8 +37,6 @@ _LEAST_ADDRESS_SPACE = 8 * 2**30
 
 
 def _default_address_space() -> int:
-    if sys.platform == "win32":
-        return _LEAST_ADDRESS_SPACE
     # Far more is reserved than used: the libraries, and a stack and an arena for every thread.
     return max(_LEAST_ADDRESS_SPACE, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
@@ -164,20 +164,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _limit_resources(options: argparse.Namespace) -> None:
-    if sys.platform == "win32":
-        return
-    import resource
-
     # The parent enforces the time; the alarm is for a child whose parent was killed.
     signal.alarm(int(options.seconds) + 10)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (options.cpu_seconds, options.cpu_seconds + 1))
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, _MAX_FILE_BYTES)
+    _limit(resource.RLIMIT_CPU, options.cpu_seconds)
     if options.address_space:
-        resource.setrlimit(resource.RLIMIT_AS, (options.address_space, options.address_space))
-    if sys.platform == "linux":
+        _limit(resource.RLIMIT_AS, options.address_space)
+    with suppress(OSError):  # not Linux, or a container without /proc
         # If the machine runs out of memory, this is the process to end.
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def _limit(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def _load(options: argparse.Namespace) -> None:

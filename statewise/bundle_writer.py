@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,8 @@ def _living_drafts(repository: Path, name: str) -> list[int]:
         match = _DRAFT.fullmatch(folder.name)
         if match is None:
             continue
-        with ExitStack() as stack:
+        # One that is committed meanwhile is gone, and found as a version: those are listed after the drafts.
+        with ExitStack() as stack, suppress(FileNotFoundError):
             if _lock_draft(folder, stack):
                 shutil.rmtree(folder, ignore_errors=True)
             elif match["name"] == name:

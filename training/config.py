@@ -123,7 +123,7 @@ class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter 2019); weight decay spares vectors, such as biases."""
 
     kind: Literal["adamw"] = "adamw"
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: float = Field(default=2e-3, gt=0.0, le=100.0)
     weight_decay: NonNegativeFloat = 0.01
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
 

@@ -94,7 +94,7 @@ class TrainingModule(L.LightningModule):
     def _check_finite(self, loss: Tensor, name: str) -> None:
         if not bool(torch.isfinite(loss)):
             raise ConfigError(
-                f"training has diverged: the {name} loss is {float(loss)} at step {self.global_step}; "
+                f"training has diverged: the {name} loss is {loss.item()} at step {self.global_step}; "
                 "lower optimizer.learning_rate, or set trainer.gradient_clip or schedule.warmup_steps"
             )
 

@@ -7,18 +7,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
-"""Device tables, tips and advertisements come as INFO through these two."""
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
+)
+"""Device tables, tips and advertisements come as INFO through these."""
 
 _WARNINGS = {
-    "The `?train_dataloader`? does not have many workers": "batches come from memory",
-    ".*does not have many workers which may be a bottleneck": "the same, of validation",
-    "The number of training batches .* is smaller than the logging interval": "rows come later",
-    "Checkpoint directory .* exists and is not empty": "it is our own, and resuming is the point",
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated": "between Lightning and torch",
-    "You're resuming from a checkpoint that ended before the epoch": "batches follow from the step",
-    "Found \\d+ module\\(s\\) in eval mode": "modules without parameters of their own",
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated": "a matter between Lightning and torch",
+    "It is recommended to use `self.log\\('validation_loss'": "every device measures all of the held-out data",
 }
+"""Beginnings of warnings, and why they do not concern the user."""
 
 
 @contextmanager

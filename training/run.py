@@ -43,8 +43,8 @@ def train(
     run = RunFolder(config.folder)
     if rank_zero_only.rank != 0:
         # The first process locks, clears and writes; the others only follow it.
-        return _fit(config, run, console, from_scratch=force)
-    with run.lock(), _disk_errors(run.folder):
+        return _fit(config, run, Console(quiet=True), from_scratch=force)
+    with run.lock(), _resource_errors(run.folder):
         if _is_done(run, config, resume=resume, force=force):
             console.print(f"{run.folder} is complete already; --force trains it again", soft_wrap=True)
             return Summary.model_validate_json(run.summary_file.read_bytes())
@@ -52,9 +52,14 @@ def train(
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def _resource_errors(folder: Path) -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "trainer.batch_size: the device has too little memory for this run; "
+            "lower it, trainer.sequence_length or the size of the model"
+        ) from error
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise

@@ -69,8 +69,8 @@ class Scheduler:
         hole = sequence.row
         if hole < self.num_decoding:
             self.num_decoding -= 1
-            hole = self._fill(hole, self.running[self.num_decoding])
-        self._fill(hole, self.running[-1])
+            hole = self._fill(hole, self.num_decoding)
+        self._fill(hole, len(self.running) - 1)
         self.running.pop()
         sequence.row = -1
 
@@ -83,14 +83,13 @@ class Scheduler:
         useful = min(left) if self.waiting else max(left)
         return max(1, min(fitting, useful, self._settings.max_decode_steps))
 
-    def _fill(self, hole: int, sequence: Sequence) -> int:
-        """Move a sequence into the hole; returns the hole that it leaves."""
-        if sequence.row == hole:
-            return hole
-        left, sequence.row = sequence.row, hole
-        self._runner.copy_row(left, hole)
-        self.running[hole] = sequence
-        return left
+    def _fill(self, hole: int, row: int) -> int:
+        """Move the sequence at `row` into the hole; returns the hole that it leaves."""
+        if row != hole:
+            self._runner.copy_row(row, hole)
+            self.running[hole] = self.running[row]
+            self.running[hole].row = hole
+        return row
 
     def _swap(self, one: Sequence, other: Sequence) -> None:
         if one is other:

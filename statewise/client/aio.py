@@ -49,8 +49,8 @@ class AsyncChunkStream:
 class AsyncClient:
     """A connection to a Statewise server, for one event loop.
 
-    `timeout` is the default of every call, in seconds; `credentials` makes the connection TLS. Nothing is sent
-    until the first call. Every method raises the errors of `statewise.errors`.
+    `timeout` is the default of every call, in seconds; `credentials` makes the connection TLS. Nothing is
+    sent until the first call. Every method raises the errors of `statewise.errors`.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class AsyncClient:
             self._channel = grpc.aio.insecure_channel(address, core.CHANNEL_OPTIONS)
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, core.CHANNEL_OPTIONS)
-        self._stub: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+        stub: Any = GenerationServiceStub  # generated, without types
+        self._stub = stub(self._channel)
 
     def stream(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> AsyncChunkStream:
         """Continue a prompt, giving the answer as it is made; options as in `GenerateOptions`."""

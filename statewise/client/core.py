@@ -1,4 +1,4 @@
-"""What both clients do, without a transport: requests from arguments, values from messages, errors from codes."""
+"""What both clients do, without a transport: arguments to requests, messages to values, codes to errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _STATES: dict[int, Literal["loading", "ready", "refused"]] = {
 
 
 class GenerateOptions(TypedDict, total=False):
-    """How to continue a prompt. Without any sampling option the answer is greedy; None is the same as absent."""
+    """How to continue a prompt. Without a sampling option the answer is greedy; None means absent."""
 
     version: int
     """Version of the model; by default the newest that is ready."""
@@ -120,7 +120,8 @@ def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
         _set(request.tokens, "ids", items.tolist())
     else:
         raise InvalidRequestError(
-            f"must be text, integers [time] or floats [time, features], got {items.dtype} {list(items.shape)}",
+            "must be text, integers [time] or floats [time, features], "
+            f"got {items.dtype} {list(items.shape)}",
             field="prompt",
         )
 

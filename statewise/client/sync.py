@@ -47,8 +47,8 @@ class ChunkStream:
 class Client:
     """A connection to a Statewise server; safe to use from several threads.
 
-    `timeout` is the default of every call, in seconds; `credentials` makes the connection TLS. Nothing is sent
-    until the first call. Every method raises the errors of `statewise.errors`.
+    `timeout` is the default of every call, in seconds; `credentials` makes the connection TLS. Nothing is
+    sent until the first call. Every method raises the errors of `statewise.errors`.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class Client:
             self._channel = grpc.insecure_channel(address, core.CHANNEL_OPTIONS)
         else:
             self._channel = grpc.secure_channel(address, credentials, core.CHANNEL_OPTIONS)
-        self._stub: Any = GenerationServiceStub(self._channel)  # type: ignore[no-untyped-call] # generated
+        stub: Any = GenerationServiceStub  # generated, without types
+        self._stub = stub(self._channel)
 
     def stream(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> ChunkStream:
         """Continue a prompt, giving the answer as it is made; options as in `GenerateOptions`."""

@@ -105,4 +105,4 @@ class Model:
 
 
 Prompt = str | Sequence[int] | NDArray[np.int64] | NDArray[np.float32]
-"""Text, token ids (a sequence or an integer array `[time]`), or real vectors (a float array `[time, features]`)."""
+"""Text, token ids (a sequence or array of integers `[time]`), or real vectors (floats `[time, features]`)."""

@@ -84,7 +84,7 @@ def loaded(
 
 
 def test_the_newest_versions_are_served(models: Path, closing: list[Repository]) -> None:
-    """After a trial, each model's newest version answers requests; the sum of [1,2] and [3,4] is doubled each step."""
+    """After a trial the newest versions answer: the sum of [1,2] and [3,4], then doubled each step."""
     repository = loaded(models, closing, trial=True)
 
     assert states(repository) == {"a/2": "ready", "b/1": "ready"}
@@ -123,7 +123,7 @@ def test_a_refused_version_gives_way_to_the_one_before(models: Path, closing: li
 def test_any_flipped_byte_is_refused_beside_a_good_model(
     tmp_path_factory: pytest.TempPathFactory, name: str, place: float
 ) -> None:
-    """Whatever byte of a bundle is damaged, that model is refused by the file's name, and the other is served."""
+    """Whatever byte is damaged, that model is refused by the file's name, and the other is served."""
     root = tmp_path_factory.mktemp("models")
     damaged = write_bundle(root, "damaged") / name
     write_bundle(root, "good")
@@ -206,12 +206,12 @@ def test_closing_lets_what_runs_complete(models: Path) -> None:
     repository = Repository(models, SETTINGS, trial=False)
     repository.load_all()
     engine = repository.get("a")
-    inbox = generate(engine, 300)
+    inbox = generate(engine, 100)
 
     repository.close(10.0)
 
     whole = inbox.collect()
-    assert (len(whole.items), whole.finish_reason) == (300, "length")
+    assert (len(whole.items), whole.finish_reason) == (100, "length")
     with pytest.raises(UnavailableError):
         generate(engine, 1)
     with pytest.raises(UnavailableError, match="stopping"):

@@ -1,0 +1,45 @@
+"""Small real models, trained by nobody: random weights, exported and certified once per test run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before anything imports ONNX Runtime or torch: no telemetry, and no thread pools larger than small models can use.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from tests.models import MODELS, export_model
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with every model of tests.models. Not to be written to: copy it first."""
+    root = tmp_path_factory.mktemp("repository")
+    for name in MODELS:
+        export_model(name, root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def engine_of(repository: Path) -> Iterator[Callable[..., Any]]:
+    """Start an engine on a model of the repository, with settings; all are closed at the end."""
+    from server.engine import Engine, EngineSettings
+    from statewise.bundle import find_bundle, open_bundle
+
+    engines: list[Engine] = []
+
+    def start(name: str, **settings: Any) -> Engine:
+        bundle = open_bundle(find_bundle(repository, name), check_hashes=False)
+        engine = Engine.load(bundle, "cpu-float32", EngineSettings(**settings))
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield start
+    for engine in engines:
+        engine.close()

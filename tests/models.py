@@ -1,0 +1,84 @@
+"""The models that the tests serve."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from statewise.manifest import SpecialTokens
+
+START, END = 0, 1
+
+MODELS: dict[str, dict[str, Any]] = {
+    "gru-text": {"plugin": "gru", "text": True, "hidden_size": 32, "num_layers": 1, "dropout": 0.1},
+    "lstm-2": {"plugin": "lstm", "vocabulary_size": 300, "hidden_size": 40, "num_layers": 2, "dropout": 0.3},
+    "rnn-1": {"plugin": "rnn", "vocabulary_size": 61, "hidden_size": 24, "num_layers": 1},
+    "gru-series": {"plugin": "gru", "features": 3, "hidden_size": 16, "num_layers": 1},
+}
+"""Plugin and configuration by name; `text` gives the model a byte tokenizer with <start> and <end>."""
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Ids 0 and 1 are <start> and <end>, then one id per byte."""
+    specials = {"<start>": START, "<end>": END}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab=specials | {c: i + 2 for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in specials])
+    return tokenizer
+
+
+def make_checkpoint(name: str, folder: Path, *, seed: int = 0) -> Any:
+    """Write a checkpoint of the model with random weights, and load it."""
+    import torch
+
+    from statewise.plugins import load_plugin
+    from training.checkpoint import load_checkpoint, save_checkpoint
+
+    options = dict(MODELS[name])
+    plugin = load_plugin(options.pop("plugin"))
+    is_text = options.pop("text", False)
+    if is_text:
+        options["vocabulary_size"] = byte_tokenizer().get_vocab_size()
+    config = plugin.config_class(**options)
+    torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer_file = Path(scratch) / "tokenizer.json"
+        byte_tokenizer().save(str(tokenizer_file))
+        save_checkpoint(
+            folder,
+            name=name,
+            plugin_name=plugin.name,
+            config=config,
+            module=plugin.build(config),
+            special_tokens=SpecialTokens(start=START, end=END) if is_text else SpecialTokens(),
+            tokenizer_file=tokenizer_file if is_text else None,
+        )
+    return load_checkpoint(folder)
+
+
+@cache
+def _checkpoint(name: str) -> Any:
+    return make_checkpoint(name, Path(tempfile.mkdtemp()) / name)
+
+
+def export_model(name: str, repository: Path) -> Path:
+    """Export the model into a repository; returns the bundle's folder."""
+    from export.pipeline import export_checkpoint
+
+    exported = export_checkpoint(_checkpoint(name), repository)
+    assert exported.folder is not None, exported.certificate
+    return exported.folder
+
+
+def reference_decoder(name: str) -> Any:
+    """The PyTorch reference of a model of this module."""
+    from training.decoding import ReferenceDecoder
+
+    checkpoint = _checkpoint(name)
+    return ReferenceDecoder(checkpoint.module, checkpoint.plugin.spec(checkpoint.config))

@@ -1,0 +1,238 @@
+"""The engine with real graphs: what a request gets does not depend on its company."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.engine import Engine, GenerationRequest
+from server.engine.queue_channel import QueueChannel, run_all
+from statewise.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    OverloadedError,
+    UnavailableError,
+)
+from statewise.sampling import GREEDY, SamplingParams
+from tests.models import END, reference_decoder
+
+EngineOf = Callable[..., Engine]
+
+
+def ragged_requests(count: int, vocabulary_size: int, seed: int = 0) -> list[GenerationRequest]:
+    """Requests of every kind: greedy, sampled, restricted, penalized, biased, with log-probabilities."""
+    rng = np.random.default_rng(seed)
+    kinds = [
+        GREEDY,
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, temperature=0.8, top_k=5),
+        SamplingParams(seed=3, top_p=0.8),
+        SamplingParams(seed=4, min_p=0.1, temperature=1.4),
+        SamplingParams(seed=5, repetition_penalty=1.2, frequency_penalty=0.5),
+        SamplingParams(seed=6, logit_bias={3: 4.0, 7: -100.0}),
+    ]
+    return [
+        GenerationRequest(
+            prompt=rng.integers(2, vocabulary_size, int(rng.integers(1, 150))),
+            sampling=kinds[index % len(kinds)],
+            max_tokens=int(rng.integers(1, 60)),
+            end_token=END if index % 3 else None,
+            log_probabilities=int(rng.integers(-1, 4)),
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("name", ["lstm-2", "gru-text", "rnn-1"])
+def test_a_request_gets_bit_for_bit_the_same_alone_and_among_64(engine_of: EngineOf, name: str) -> None:
+    """64 ragged requests together on 16 rows give the tokens and log-probabilities that each gives alone."""
+    crowded = engine_of(name, max_rows=16, prefill_chunk=32, token_budget=200)
+    alone = engine_of(name, max_rows=1)
+    requests = ragged_requests(64, crowded.manifest.model.input.vocabulary_size)
+
+    together = run_all(crowded, requests)
+    separate = [run_all(alone, [request])[0] for request in requests]
+
+    assert together == separate
+    assert crowded.num_running == 0
+
+
+@pytest.mark.parametrize("name", ["lstm-2", "gru-text", "rnn-1"])
+def test_the_engine_gives_the_reference_decoders_tokens(engine_of: EngineOf, name: str) -> None:
+    """Greedy and seeded sampled tokens are those of PyTorch with the NumPy rules, over 200 steps."""
+    engine = engine_of(name, max_rows=8)
+    rng = np.random.default_rng(5)
+    prompts = [rng.integers(2, 60, length) for length in (1, 2, 33, 90)]
+    params = [GREEDY, SamplingParams(seed=9), SamplingParams(seed=8, top_p=0.7), SamplingParams(seed=7, top_k=9)]
+
+    expected, _ = reference_decoder(name).generate(prompts, params, 200)
+    outputs = run_all(engine, [GenerationRequest(p, s, 200) for p, s in zip(prompts, params, strict=True)])
+
+    assert [output.items for output in outputs] == [row.tolist() for row in expected]
+
+
+def test_real_vectors_are_fed_back(engine_of: EngineOf) -> None:
+    """A model of real vectors continues a series as PyTorch does."""
+    engine = engine_of("gru-series", max_rows=4)
+    prompts = [np.random.default_rng(i).standard_normal((5 + i, 3)).astype(np.float32) for i in range(6)]
+
+    expected, _ = reference_decoder("gru-series").generate(prompts, [GREEDY] * 6, 20)
+    outputs = run_all(engine, [GenerationRequest(prompt, GREEDY, 20) for prompt in prompts])
+
+    for output, row in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(np.stack(output.items), row, atol=1e-5)
+
+
+def test_generation_ends_at_the_end_token_or_at_the_limit(engine_of: EngineOf) -> None:
+    """A forced end token ends with `stop`; without one the limit ends with `length`."""
+    engine = engine_of("gru-text", max_rows=2)
+    prompt = np.array([0, 70, 71])
+    forced = GenerationRequest(prompt, SamplingParams(temperature=0.0, logit_bias={END: 100.0}), 50, END)
+    free = GenerationRequest(prompt, SamplingParams(temperature=0.0, logit_bias={END: -100.0}), 50, END)
+
+    stopped, exhausted = run_all(engine, [forced, free])
+
+    assert (stopped.items, stopped.finish_reason, stopped.text) == ([END], "stop", "")
+    assert (len(exhausted.items), exhausted.finish_reason) == (50, "length")
+
+
+def test_a_stop_string_cuts_the_text_before_it(engine_of: EngineOf) -> None:
+    """The text ends before the stop string, the tokens with the one that completed it."""
+    engine = engine_of("gru-text", max_rows=2)
+    request = GenerationRequest(np.array([0, 70]), SamplingParams(temperature=0.0, logit_bias={END: -100.0}), 40, END)
+    (whole,) = run_all(engine, [request])
+    stop = whole.text[10:12]
+
+    (cut,) = run_all(engine, [GenerationRequest(request.prompt, request.sampling, 40, END, stop_strings=(stop,))])
+
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.finish_reason == "stop"
+    assert cut.items == whole.items[: len(cut.items)]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"prompt": np.array([], np.int64)}, "prompt"),
+        ({"prompt": np.array([5, 300])}, "prompt.tokens"),
+        ({"prompt": np.array([-1])}, "prompt.tokens"),
+        ({"prompt": np.zeros(101, np.int64)}, "prompt"),
+        ({"max_tokens": 0}, "stop.max_tokens"),
+        ({"max_tokens": 51}, "stop.max_tokens"),
+        ({"stop_strings": ("a",)}, "stop.strings"),
+        ({"log_probabilities": 21}, "log_probabilities.top"),
+        ({"sampling": SamplingParams(temperature=float("nan"))}, "sampling.temperature"),
+        ({"sampling": SamplingParams(top_p=0.0)}, "sampling.top_p"),
+        ({"sampling": SamplingParams(top_k=-1)}, "sampling.top_k"),
+        ({"sampling": SamplingParams(logit_bias={300: 1.0})}, "sampling.logit_bias"),
+    ],
+)
+def test_a_request_that_can_never_succeed_is_refused_by_field(
+    engine_of: EngineOf, change: dict[str, Any], field: str
+) -> None:
+    """Refused before it takes a place, naming the field as the wire spells it."""
+    engine = engine_of("lstm-2", max_prompt_tokens=100, max_tokens=50)
+    good = {"prompt": np.array([5, 6]), "sampling": GREEDY, "max_tokens": 5}
+
+    with pytest.raises(InvalidRequestError) as caught:
+        engine.submit(GenerationRequest(**{**good, **change}), QueueChannel())
+
+    assert caught.value.field == field
+    assert run_all(engine, [GenerationRequest(**good)])[0].finish_reason == "length"
+
+
+def test_the_queue_is_bounded_in_requests_and_in_items(engine_of: EngineOf) -> None:
+    """What does not fit is refused at once, and what was accepted completes."""
+    engine = engine_of("lstm-2", max_rows=1, max_waiting=2, max_waiting_tokens=20)
+    channel = QueueChannel()
+    long = GenerationRequest(np.array([5]), GREEDY, 3000)
+    running = engine.submit(long, channel)
+    while not engine.num_running:
+        time.sleep(0.001)
+    waiting = [engine.submit(GenerationRequest(np.zeros(8, np.int64), GREEDY, 3), channel)]
+
+    with pytest.raises(OverloadedError, match="prompt items"):
+        engine.submit(GenerationRequest(np.zeros(13, np.int64), GREEDY, 3), channel)
+    waiting.append(engine.submit(GenerationRequest(np.array([5]), GREEDY, 3), channel))
+    with pytest.raises(OverloadedError, match="requests wait"):
+        engine.submit(GenerationRequest(np.array([5]), GREEDY, 3), channel)
+
+    engine.cancel(running)
+    assert _last_deltas(channel, 3)[running].error.__class__ is CancelledError
+    assert engine.num_running == engine.num_waiting == 0
+
+
+def test_cancelling_in_the_queue_in_prefill_and_in_decode_frees_the_place_once(engine_of: EngineOf) -> None:
+    """Cancelled streams end with CancelledError, however often they are cancelled; the others are served."""
+    engine = engine_of("lstm-2", max_rows=3, prefill_chunk=1, token_budget=3, decode_ms=0.01)
+    channel = QueueChannel()
+    decoding = engine.submit(GenerationRequest(np.array([5]), GREEDY, 5000), channel)
+    prefilling = engine.submit(GenerationRequest(np.zeros(20000, np.int64), GREEDY, 1), channel)
+    survivor = engine.submit(GenerationRequest(np.array([7]), GREEDY, 300), channel)
+    queued = engine.submit(GenerationRequest(np.array([5]), GREEDY, 5), channel)
+    channel.receive(timeout=10)
+    for stream in (queued, prefilling, decoding, prefilling):
+        engine.cancel(stream)
+
+    last = _last_deltas(channel, 4)
+
+    assert {type(last[s].error) for s in (queued, prefilling, decoding)} == {CancelledError}
+    assert last[survivor].finish_reason == "length"
+    assert engine.num_running == engine.num_waiting == 0
+
+
+def test_a_deadline_ends_waiting_and_running_requests(engine_of: EngineOf) -> None:
+    """A request past its deadline fails with DeadlineExceededError, in the queue without having run."""
+    engine = engine_of("lstm-2", max_rows=1)
+    channel = QueueChannel()
+    soon = time.monotonic() + 0.2
+    running = engine.submit(GenerationRequest(np.array([5]), GREEDY, 60000, deadline=soon), channel)
+    queued = engine.submit(GenerationRequest(np.array([5]), GREEDY, 5, deadline=time.monotonic() - 1), channel)
+
+    last = _last_deltas(channel, 2)
+
+    assert type(last[running].error) is type(last[queued].error) is DeadlineExceededError
+    assert last[queued].items == []
+
+
+def test_a_step_that_raises_fails_its_batch_only(engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed run the loop lives, the rows are free, and the next request is served."""
+    engine = engine_of("lstm-2", max_rows=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runner, "step", lambda *_, **__: 1 / 0)
+        (failed,) = run_all(engine, [GenerationRequest(np.array([5]), GREEDY, 5)])
+
+    assert "ZeroDivisionError" in str(failed.error)
+    assert engine.num_running == 0
+    assert run_all(engine, [GenerationRequest(np.array([5]), GREEDY, 5)])[0].finish_reason == "length"
+
+
+def test_draining_completes_what_runs_and_refuses_the_rest(engine_of: EngineOf) -> None:
+    """During a drain nothing new is accepted; what runs ends as it would have."""
+    engine = engine_of("lstm-2", max_rows=2)
+    channel = QueueChannel()
+    stream = engine.submit(GenerationRequest(np.array([5]), GREEDY, 500), channel)
+    engine.drain(grace=20)
+
+    with pytest.raises(UnavailableError):
+        engine.submit(GenerationRequest(np.array([5]), GREEDY, 5), channel)
+    assert _last_deltas(channel, 1)[stream].finish_reason == "length"
+
+
+def _last_deltas(channel: QueueChannel, num_streams: int) -> dict[Any, Any]:
+    """Wait until that many streams have ended; their merged output."""
+    merged: dict[Any, Any] = {}
+    ended = 0
+    while ended < num_streams:
+        for stream, delta in channel.receive(timeout=20):
+            if stream in merged:
+                merged[stream].merge(delta)
+            else:
+                merged[stream] = delta
+            ended += delta.is_last
+    return merged
