@@ -15,7 +15,7 @@ Branch = Callable[["GraphBuilder"], Sequence[str]]
 
 
 class GraphBuilder:
-    """Collects nodes of one graph; builders of its subgraphs share its name counter, so that no name shadows another."""
+    """Collects nodes of one graph; builders of its subgraphs share its name counter, so no name shadows another."""
 
     def __init__(self, prefix: str = "v", names: Iterator[int] | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -40,9 +40,7 @@ class GraphBuilder:
     def when(self, condition: str, then: Branch, otherwise: Branch) -> tuple[str, ...]:
         """`If`: both branches may use any value of this graph, and give the same number of values."""
         branches = [self._branch(then), self._branch(otherwise)]
-        return self.node(
-            "If", [condition], len(branches[0].output), then_branch=branches[0], else_branch=branches[1]
-        )
+        return self.node("If", [condition], len(branches[0].output), then_branch=branches[0], else_branch=branches[1])
 
     def subgraph(self) -> GraphBuilder:
         """A builder for a graph nested in this one."""

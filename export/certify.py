@@ -15,7 +15,7 @@ from export.driver import RuntimeDecoder
 from export.near_ties import is_near_tie
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
-from statewise.certificate import Case, Certificate, OutputAgreement, Tolerances, TokenAgreement
+from statewise.certificate import Case, Certificate, OutputAgreement, TokenAgreement, Tolerances
 from statewise.manifest import ModelSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
 from training.decoding import ReferenceDecoder

@@ -38,8 +38,8 @@ def export(
 ) -> None:
     """Export a checkpoint to ONNX, certify it against PyTorch and add it to a model repository.
 
-    The bundle is run by the server's own runtime and must give PyTorch's outputs and tokens; where it does not, no bundle is
-    made and the exit code is 1.
+    The bundle is run by the server's own runtime and must give PyTorch's outputs and tokens; where it does not,
+    no bundle is made and the exit code is 1.
     """
     from export.pipeline import export_checkpoint
     from training.checkpoint import load_checkpoint

@@ -37,7 +37,7 @@ def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
 
 
 def decode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
-    """K = `steps` runs of the step, each fed with the item before; results are `[K, row]`, the state is the last one's."""
+    """K = `steps` runs of the step, each fed with the item before; results are `[K, row]`, the state the last one's."""
     op = GraphBuilder("d")
     body = _loop_body(op, traced, spec)
     carried = ["items", *(f"state.{s.name}" for s in spec.state)]

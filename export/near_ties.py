@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,24 +19,47 @@ def is_near_tie(
     token: int,
     tolerance: float,
 ) -> bool:
-    """Whether `token` would have been chosen after `output` with numbers that differ by at most `tolerance`.
+    """Whether `token` lies within `tolerance` of the decision taken after `output`.
 
-    logits `[vocabulary]`, as the reference had them.
+    Greedy: its logit is that close to the largest. Sampled: the uniform number is that close to the token's part of the
+    cumulative distribution. logits `[vocabulary]`, as the reference had them.
     """
     adjusted = sampling.adjust_logits(logits, params, prompt.tolist(), output.tolist())
     if params.is_greedy:
         return bool(adjusted.max() - adjusted[token] <= tolerance)
-    uniform = Uniforms(params.seed or 0).take(len(output), 1)[0]
-    return any(sampling.choose(adjusted, p, u) == token for p, u in _nearby(params, uniform, tolerance))
+    uniform = float(Uniforms(params.seed or 0).take(len(output), 1)[0])
+    low, high = _interval(adjusted, params, token, tolerance)
+    return low - tolerance <= uniform <= high + tolerance
 
 
-def _nearby(
-    params: SamplingParams, uniform: np.float32, tolerance: float
-) -> Iterator[tuple[SamplingParams, np.float32]]:
-    """The draw and its limits, a little lower and a little higher."""
-    for shift in (-tolerance, tolerance):
-        yield params, np.float32(min(max(uniform + shift, 0.0), np.nextafter(np.float32(1), np.float32(0))))
-        if params.top_p < 1.0:
-            yield replace(params, top_p=min(max(params.top_p + shift, tolerance), 1.0)), uniform
-        if params.min_p > 0.0:
-            yield replace(params, min_p=min(max(params.min_p + shift, 0.0), 1.0)), uniform
+def _interval(
+    logits: NDArray[np.float32], params: SamplingParams, token: int, tolerance: float
+) -> tuple[float, float]:
+    """The token's part of the cumulative distribution; empty (infinite) where no rule within the tolerance keeps it."""
+    scaled = logits.astype(np.float64) / params.temperature
+    weights = np.exp(scaled - scaled.max())
+    weights /= weights.sum()
+    if not params.restricts:
+        before = weights[:token].sum()
+        return float(before), float(before + weights[token])
+    falling = np.sort(scaled)[::-1]
+    weights = np.sort(weights)[::-1]
+    # Tokens whose logits are equal within the tolerance may stand in any order.
+    first = int(np.count_nonzero(scaled > scaled[token] + tolerance))
+    last = int(np.count_nonzero(scaled >= scaled[token] - tolerance))
+    kept = _num_kept(weights, params, tolerance)
+    if first >= kept or falling[min(kept, len(falling)) - 1] > scaled[token] + tolerance:
+        return float("inf"), float("-inf")
+    mass = weights[:kept].sum()
+    return float(weights[:first].sum() / mass), float(weights[:last].sum() / mass)
+
+
+def _num_kept(weights: NDArray[np.float64], params: SamplingParams, tolerance: float) -> int:
+    """Tokens that the rules keep, at most, with limits moved by the tolerance; weights fall."""
+    kept = min(params.top_k or len(weights), len(weights))
+    before = (np.cumsum(weights) - weights) / (weights[:kept].sum() if params.top_k else 1.0)
+    if params.top_p < 1.0:
+        kept = min(kept, int(np.count_nonzero(before < params.top_p + tolerance)))
+    if params.min_p > 0.0:
+        kept = min(kept, int(np.count_nonzero(weights >= (params.min_p - tolerance) * weights[0])))
+    return max(kept, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from xml.etree import ElementTree  # noqa: S405 - only written here, never read
+from xml.etree import ElementTree as ET
 
 from rich.table import Table
 
@@ -41,14 +41,25 @@ def checks(certificate: Certificate) -> list[Check]:
     ]
     lines += [
         _tokens(name, tokens)
-        for name, tokens in (("greedy tokens", certificate.greedy_tokens), ("sampled tokens", certificate.sampled_tokens))
+        for name, tokens in (
+            ("greedy tokens", certificate.greedy_tokens),
+            ("sampled tokens", certificate.sampled_tokens),
+        )
         if tokens is not None
     ]
     lines.append(
-        Check("row alone = row in a batch", certificate.batch_invariant, "bit for bit" if certificate.batch_invariant else "differs")
+        Check(
+            "row alone = row in a batch",
+            certificate.batch_invariant,
+            "bit for bit" if certificate.batch_invariant else "differs",
+        )
     )
     lines.append(
-        Check("prompt in chunks = whole", certificate.chunk_invariant, "within limit" if certificate.chunk_invariant else "differs")
+        Check(
+            "prompt in chunks = whole",
+            certificate.chunk_invariant,
+            "within limit" if certificate.chunk_invariant else "differs",
+        )
     )
     return lines
 
@@ -90,29 +101,32 @@ def _markdown(certificate: Certificate) -> str:
         "| check | result | figure |",
         "| --- | --- | --- |",
     ]
-    lines += [f"| {c.name} | {'passed' if c.passed else 'missed'} | {c.figure.replace('|', '&#124;')} |" for c in checks(certificate)]
+    lines += [
+        f"| {c.name} | {'passed' if c.passed else 'missed'} | {c.figure.replace('|', '&#124;')} |"
+        for c in checks(certificate)
+    ]
     versions = ", ".join(f"{name} {version}" for name, version in certificate.libraries.items())
     return "\n".join([*lines, "", f"{len(certificate.cases)} cases; {versions}", ""])
 
 
 def _junit(certificates: list[Certificate]) -> str:
-    root = ElementTree.Element("testsuites")
+    root = ET.Element("testsuites")
     for certificate in certificates:
         rows = [(c.name, c.passed, c.figure) for c in checks(certificate)]
         rows += [(_case_name(c), c.passed, f"max error {c.max_absolute_error:.2e}") for c in certificate.cases]
         name = f"{certificate.model}/{certificate.version} {certificate.variant}"
         failures = sum(not passed for _, passed, _ in rows)
-        suite = ElementTree.SubElement(
+        suite = ET.SubElement(
             root, "testsuite", name=name, tests=str(len(rows)), failures=str(failures), errors="0", skipped="0"
         )
         for title, passed, figure in rows:
-            case = ElementTree.SubElement(suite, "testcase", classname=name, name=title)
+            case = ET.SubElement(suite, "testcase", classname=name, name=title)
             if passed:
-                ElementTree.SubElement(case, "system-out").text = figure
+                ET.SubElement(case, "system-out").text = figure
             else:
-                ElementTree.SubElement(case, "failure", message=figure)
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+                ET.SubElement(case, "failure", message=figure)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def _case_name(case: Case) -> str:

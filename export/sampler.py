@@ -1,7 +1,7 @@
 """The rules of statewise.sampling as ONNX nodes.
 
-Every row is computed by the same operations whatever the other rows ask for: `If` only leaves out work that no row needs,
-so a row's token does not depend on who shares its batch.
+Every row is computed by the same operations whatever the other rows ask for: `If` only leaves out work that no row
+needs, so a row's token does not depend on who shares its batch.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ def _column(op: GraphBuilder, index: int) -> str:
 
 
 def _all(op: GraphBuilder, flags: str) -> str:
-    return op.Cast(op.ReduceMin(op.Cast(flags, to=6), keepdims=0), to=9)  # through int32: booleans do not reduce
+    return op.Cast(op.ReduceMin(op.Cast(flags, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)  # through int32: booleans do not reduce
 
 
 def _any(op: GraphBuilder, flags: str) -> str:
-    return op.Cast(op.ReduceMax(op.Cast(flags, to=6), keepdims=0), to=9)
+    return op.Cast(op.ReduceMax(op.Cast(flags, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)
 
 
 def _adjust(op: GraphBuilder, logits: str) -> str:
@@ -87,27 +87,23 @@ def _adjust(op: GraphBuilder, logits: str) -> str:
 
     def apply(inner: GraphBuilder) -> list[str]:
         zero = inner.constant(0, np.float32)
-        bias, seen, repeats = (
-            inner.Gather(INPUTS.adjust_values, inner.constant(index), axis=2) for index in range(3)
-        )
+        bias, seen, repeats = (inner.Gather(INPUTS.adjust_values, inner.constant(index), axis=2) for index in range(3))
         values = inner.Add(inner.GatherElements(logits, INPUTS.adjust_ids, axis=1), bias)
         repetition, presence, frequency = (_column(inner, index) for index in (3, 4, 5))
         repeated = inner.Where(
             inner.Greater(values, zero), inner.Div(values, repetition), inner.Mul(values, repetition)
         )
         values = inner.Where(inner.Greater(seen, zero), repeated, values)
-        in_output = inner.Cast(inner.Greater(repeats, zero), to=1)
+        in_output = inner.Cast(inner.Greater(repeats, zero), to=TensorProto.FLOAT)
         values = inner.Sub(values, inner.Mul(presence, in_output))
         values = inner.Sub(values, inner.Mul(frequency, repeats))
         return [inner.ScatterElements(logits, INPUTS.adjust_ids, values, axis=1)]
 
-    (adjusted,) = op.when(op.Cast(op.Size(INPUTS.adjust_ids), to=9), apply, lambda _: [logits])
+    (adjusted,) = op.when(op.Cast(op.Size(INPUTS.adjust_ids), to=TensorProto.BOOL), apply, lambda _: [logits])
     return adjusted
 
 
-def _draw(
-    op: GraphBuilder, logits: str, temperature: str, is_greedy: str, uniform: str, vocabulary_size: int
-) -> str:
+def _draw(op: GraphBuilder, logits: str, temperature: str, is_greedy: str, uniform: str, vocabulary_size: int) -> str:
     """Draw a token for every row by inverse CDF."""
     divisor = op.Where(is_greedy, op.constant(1, np.float32), temperature)
     scaled = op.Div(logits, op.Unsqueeze(divisor, op.constant([1])))
@@ -147,7 +143,7 @@ class _Weights:
         padded = op.Pad(values, op.constant([0, 0, 0, padding])) if padding else values
         self.blocks = op.Reshape(padded, op.constant([0, -1, BLOCK]))
         self.sums = op.ReduceSum(self.blocks, op.constant([2]), keepdims=0)
-        self.ends = op.CumSum(self.sums, op.constant(1))
+        self.ends = op.CumSum(_double(op, self.sums), op.constant(1))
         self.total = _last(op, self.ends)
 
 
@@ -173,7 +169,8 @@ def _draw_among(op: GraphBuilder, weights: _Weights, uniform: str, num_candidate
     size = op.constant(num_candidates)
     _, order = op.node("TopK", [weights.scaled, op.constant([num_candidates])], 2, axis=1)
     candidates = op.GatherElements(weights.values, order, axis=1)
-    cumulative = op.CumSum(candidates, op.constant(1))
+    masses = _double(op, candidates)
+    cumulative = op.CumSum(masses, op.constant(1))
     rank = op.constant(np.arange(num_candidates)[None])
 
     limits_k = op.Greater(INPUTS.top_k, op.constant(0))
@@ -181,17 +178,13 @@ def _draw_among(op: GraphBuilder, weights: _Weights, uniform: str, num_candidate
     mass_of_k = op.GatherElements(cumulative, op.Sub(k, op.constant(1)), axis=1)
     mass = op.Where(op.Unsqueeze(limits_k, op.constant([1])), mass_of_k, weights.total)
     top_p, min_p = _column(op, 1), _column(op, 2)
-    before = op.Sub(cumulative, candidates)
-    inside_p = op.Or(
-        op.GreaterOrEqual(top_p, op.constant(1, np.float32)), op.Less(before, op.Mul(top_p, mass))
-    )
+    before = op.Sub(cumulative, masses)
+    inside_p = op.Or(op.GreaterOrEqual(top_p, op.constant(1, np.float32)), op.Less(before, op.Mul(_double(op, top_p), mass)))
     most = op.Slice(candidates, op.constant([0]), op.constant([1]), op.constant([1]))
-    keep = op.And(
-        op.And(op.Less(rank, k), inside_p), op.GreaterOrEqual(candidates, op.Mul(min_p, most))
-    )
+    keep = op.And(op.And(op.Less(rank, k), inside_p), op.GreaterOrEqual(candidates, op.Mul(min_p, most)))
     kept = op.Max(_count(op, keep), op.constant([[1]]))
     mass_kept = op.GatherElements(cumulative, op.Sub(kept, op.constant(1)), axis=1)
-    target = op.Mul(op.Unsqueeze(uniform, op.constant([1])), mass_kept)
+    target = op.Mul(_double(op, op.Unsqueeze(uniform, op.constant([1]))), mass_kept)
     drawn = _inverse_cdf(op, cumulative, target, mass_kept)
     token = op.Squeeze(op.GatherElements(order, drawn, axis=1), op.constant([1]))
     within = op.And(limits_k, op.LessOrEqual(INPUTS.top_k, size))
@@ -201,13 +194,11 @@ def _draw_among(op: GraphBuilder, weights: _Weights, uniform: str, num_candidate
 
 def _draw_unrestricted(op: GraphBuilder, weights: _Weights, uniform: str) -> str:
     """Draw in vocabulary order: first a block by the blocks' sums, then inside it."""
-    target = op.Mul(op.Unsqueeze(uniform, op.constant([1])), weights.total)
+    target = op.Mul(_double(op, op.Unsqueeze(uniform, op.constant([1]))), weights.total)
     block = _inverse_cdf(op, weights.ends, target, weights.total)
-    before = op.Sub(
-        op.GatherElements(weights.ends, block, axis=1), op.GatherElements(weights.sums, block, axis=1)
-    )
+    before = op.Sub(op.GatherElements(weights.ends, block, axis=1), _double(op, op.GatherElements(weights.sums, block, axis=1)))
     chosen = op.GatherND(weights.blocks, block, batch_dims=1)
-    inside = op.Add(op.CumSum(chosen, op.constant(1)), before)
+    inside = op.Add(op.CumSum(_double(op, chosen), op.constant(1)), before)
     index = _inverse_cdf(op, inside, target, _last(op, inside))
     return op.Squeeze(op.Add(op.Mul(block, op.constant(BLOCK)), index), op.constant([1]))
 
@@ -217,12 +208,16 @@ def _inverse_cdf(op: GraphBuilder, cumulative: str, target: str, end: str) -> st
     return op.Min(passed, _count(op, op.Less(cumulative, end)))
 
 
+def _double(op: GraphBuilder, values: str) -> str:
+    return op.Cast(values, to=TensorProto.DOUBLE)
+
+
 def _last(op: GraphBuilder, values: str) -> str:
     return op.Slice(values, op.constant([-1]), op.constant([2**62]), op.constant([1]))
 
 
 def _count(op: GraphBuilder, flags: str) -> str:
-    return op.ReduceSum(op.Cast(flags, to=7), op.constant([1]), keepdims=1)
+    return op.ReduceSum(op.Cast(flags, to=TensorProto.INT64), op.constant([1]), keepdims=1)
 
 
 def _log_probabilities(op: GraphBuilder, logits: str, token: str) -> tuple[str, ...]:

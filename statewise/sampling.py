@@ -5,7 +5,8 @@ Order: logit bias, penalties, temperature, top-k, top-p, min-p, draw by inverse 
 
 Top-k, top-p and min-p each keep a prefix of the tokens sorted by falling logit (ties: lower id first), so together they
 keep the shortest of the three prefixes. A row that restricts nothing draws in vocabulary order, in two levels (sums of
-blocks, then inside the block), because sorting or summing a whole vocabulary is slow; a row's result depends on that row alone.
+blocks, then inside the block), because sorting or summing a whole vocabulary is slow; a row's result depends on that
+row alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from statewise.errors import InvalidRequestError
 FloatArray = NDArray[np.float32]
 
 BLOCK = 128
-"""Tokens per block of the two-level draw; part of the rules, since it fixes the order of the additions."""
+"""Tokens per block of the two-level draw; part of the rules, since it fixes the order of the additions.
+
+Running sums are float64: over a large and flat vocabulary, float32 would lose whole tokens to rounding.
+"""
 
 UNIFORM_BLOCK = 256
 """Uniform numbers drawn at once."""
@@ -96,8 +100,9 @@ def _check_range(name: str, value: float, low: float, high: float, *, low_is_ope
 class Uniforms:
     """The uniform numbers of one request: number `i` belongs to the request's `i`-th generated token.
 
-    Philox4x64 (Salmon et al. 2011) keyed by the seed and advanced by whole blocks, so that any position can be had without
-    drawing those before it, and a stream that was moved or interrupted goes on with the numbers it would have had.
+    Philox4x64 (Salmon et al. 2011) keyed by the seed and advanced by whole blocks, so that any position can be had
+    without drawing those before it, and a stream that was moved or interrupted goes on with the numbers it would have
+    had.
     """
 
     def __init__(self, seed: int) -> None:
@@ -165,34 +170,34 @@ def _choose_restricted(
     order = np.argsort(-scaled, kind="stable")
     sorted_weights = weights[order]
     size = len(order)
-    cumulative = np.cumsum(sorted_weights, dtype=np.float32)
+    cumulative = np.cumsum(sorted_weights, dtype=np.float64)
     k = min(params.top_k, size) if params.top_k else size
     # top-p is a share of what top-k has left; a token is kept while the mass before it is below top_p.
     total = cumulative[k - 1] if params.top_k else _block_ends(blocks)[1][-1]
     before = cumulative - sorted_weights
     keep = np.arange(size) < k
     if params.top_p < 1.0:
-        keep &= before < np.float32(params.top_p) * total
+        keep &= before < np.float64(np.float32(params.top_p)) * total
     keep &= sorted_weights >= np.float32(params.min_p) * sorted_weights[0]
     kept = max(int(np.count_nonzero(keep)), 1)
-    return int(order[_inverse_cdf(cumulative[:kept], uniform * cumulative[kept - 1])])
+    return int(order[_inverse_cdf(cumulative[:kept], np.float64(uniform) * cumulative[kept - 1])])
 
 
 def _choose_unrestricted(blocks: FloatArray, uniform: np.float32) -> int:
     sums, ends = _block_ends(blocks)
-    target = uniform * ends[-1]
+    target = np.float64(uniform) * ends[-1]
     block = _inverse_cdf(ends, target)
     before = ends[block] - sums[block]
-    return block * BLOCK + _inverse_cdf(np.cumsum(blocks[block], dtype=np.float32) + before, target)
+    return block * BLOCK + _inverse_cdf(np.cumsum(blocks[block], dtype=np.float64) + before, target)
 
 
-def _block_ends(blocks: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _block_ends(blocks: FloatArray) -> tuple[FloatArray, NDArray[np.float64]]:
     """Sum of each block, and of all blocks up to and with it."""
     sums = blocks.sum(axis=1, dtype=np.float32)
-    return sums, np.cumsum(sums, dtype=np.float32)
+    return sums, np.cumsum(sums, dtype=np.float64)
 
 
-def _inverse_cdf(cumulative: FloatArray, target: np.float32) -> int:
+def _inverse_cdf(cumulative: NDArray[np.float64], target: np.float64) -> int:
     """First index whose cumulative weight exceeds the target; where rounding hides it, the last with any weight."""
     return int(min(np.count_nonzero(cumulative <= target), np.count_nonzero(cumulative < cumulative[-1])))
 

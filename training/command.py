@@ -45,8 +45,9 @@ def train(
 ) -> None:
     """Train a sequence model and leave a checkpoint folder, ready for `statewise export`.
 
-    A run that was broken off goes on where it was when the same command is given again. The folder holds
-    model.safetensors, checkpoint.json, tokenizer.json, config.yaml, metrics.csv, loss.png and summary.json.
+    Given again, the same command goes on with a run that was broken off.
+
+    The folder holds the weights, the tokenizer, the configuration, the log, a picture of it and a summary.
     """
     from training.config_file import load_config
 
@@ -62,9 +63,7 @@ def train(
     try:
         summary = run.train(settings, resume=resume, force=force, console=console)
     except SystemExit as stop:
-        console.print(
-            "stopped; give the same command again to go on from the last checkpoint", soft_wrap=True
-        )
+        console.print("stopped; give the same command again to go on from the last checkpoint", soft_wrap=True)
         raise typer.Exit(130) from stop
     if summary is not None:
         _report(summary, settings.folder, console)

@@ -50,9 +50,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} comes twice", problem_mark=key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} comes twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -97,9 +95,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     try:
         section[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--set {override}: {text!r} is not valid YAML; quote it, as in '{key}=\"…\"'"
-        ) from error
+        raise ConfigError(f"--set {override}: {text!r} is not valid YAML; quote it, as in '{key}=\"…\"'") from error
 
 
 def _describe(fault: ErrorDetails, model: type[BaseModel], raw: dict[str, Any], prefix: str) -> str:
@@ -114,9 +110,7 @@ def _describe(fault: ErrorDetails, model: type[BaseModel], raw: dict[str, Any], 
         case "union_tag_invalid":
             return f"{field}.kind: must be one of {context['expected_tags']}, got {context['tag']!r}"
         case "extra_forbidden":
-            return (
-                f"{lead}unknown key (its value is {_short(value)}){_suggestion(str(fault['loc'][-1]), model)}"
-            )
+            return f"{lead}unknown key (its value is {_short(value)}){_suggestion(str(fault['loc'][-1]), model)}"
         case "value_error":
             return f"{lead}{context['error']}"
     message = fault["msg"].replace("Input should", "should", 1)
@@ -139,9 +133,7 @@ def _dotted(fault: ErrorDetails, raw: dict[str, Any], prefix: str) -> str:
 
 def _suggestion(key: str, model: type[BaseModel]) -> str:
     close = difflib.get_close_matches(key, set(_keys(model)), n=1)
-    return (
-        f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(sorted(model.model_fields))}"
-    )
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(sorted(model.model_fields))}"
 
 
 def _keys(model: type[BaseModel]) -> Iterator[str]:

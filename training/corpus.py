@@ -61,15 +61,13 @@ def read_series(data: SeriesData) -> list[Series]:
     for path, values in zip(paths, series, strict=True):
         if values.shape[1] != series[0].shape[1]:
             raise ConfigError(
-                f"{path}: has {values.shape[1]} features, {paths[0]} has {series[0].shape[1]}; "
-                "all series need the same"
+                f"{path}: has {values.shape[1]} features, {paths[0]} has {series[0].shape[1]}; all series need the same"
             )
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             row, column = bad[0]
             raise ConfigError(
-                f"{path}: row {row}, column {column} is {values[row, column]}; "
-                "only finite numbers can be trained on"
+                f"{path}: row {row}, column {column} is {values[row, column]}; only finite numbers can be trained on"
             )
     return series
 
@@ -117,9 +115,7 @@ def _parse_line(line: str, place: str, text_field: str) -> str:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place}: not valid JSON: {error}") from error
     if not isinstance(record, dict) or text_field not in record:
-        known = (
-            f"it has {', '.join(record)}" if isinstance(record, dict) else f"it is a {type(record).__name__}"
-        )
+        known = f"it has {', '.join(record)}" if isinstance(record, dict) else f"it is a {type(record).__name__}"
         raise ConfigError(f"{place}: no member {text_field!r} ({known}); set data.text_field")
     text = record[text_field]
     if not isinstance(text, str):
@@ -127,9 +123,7 @@ def _parse_line(line: str, place: str, text_field: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"{place}: {text_field!r} holds a lone surrogate at character {error.start}"
-        ) from error
+        raise ConfigError(f"{place}: {text_field!r} holds a lone surrogate at character {error.start}") from error
     return text
 
 
@@ -192,9 +186,7 @@ def _parse_row(row: Sequence[str], width: int, chosen: list[int] | None, place: 
         try:
             values.append(float(cell))
         except ValueError as error:
-            raise ConfigError(
-                f"{place}: {cell!r} is not a number; choose numeric columns with data.columns"
-            ) from error
+            raise ConfigError(f"{place}: {cell!r} is not a number; choose numeric columns with data.columns") from error
     if not all(math.isfinite(value) for value in values):
         raise ConfigError(f"{place}: only finite numbers can be trained on, got {', '.join(cells)}")
     return values

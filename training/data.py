@@ -31,9 +31,7 @@ class Document(Generic[Body]):
     has_end: bool = True
 
 
-def split(
-    bodies: Sequence[Body], held_out: float, seed: int
-) -> tuple[list[Document[Body]], list[Document[Body]]]:
+def split(bodies: Sequence[Body], held_out: float, seed: int) -> tuple[list[Document[Body]], list[Document[Body]]]:
     """Training and held-out documents; about `held_out` of all items is in the second.
 
     Raises ConfigError where one of the two would be empty.
@@ -128,9 +126,7 @@ class TrainingStream:
     another without a gap: each chunk comes once in each, and every batch is full.
     """
 
-    def __init__(
-        self, chunks: Chunks, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, chunks: Chunks, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.chunks = chunks
         self.batch_size = batch_size
         self.seed = seed

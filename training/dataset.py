@@ -69,9 +69,7 @@ def _prepare_series(config: TrainConfig, data: SeriesData) -> Dataset:
     bodies = [document.body for document in train], [document.body for document in held_out]
     standardization = _measure(bodies[0]) if data.standardize else None
     if standardization:
-        mean, deviation = (
-            np.array(part, np.float32) for part in (standardization.mean, standardization.deviation)
-        )
+        mean, deviation = (np.array(part, np.float32) for part in (standardization.mean, standardization.deviation))
         bodies = tuple([(body - mean) / deviation for body in part] for part in bodies)
     return _dataset(config, *bodies, item_size=bodies[0][0].shape[1], standardization=standardization)
 
@@ -82,8 +80,7 @@ def _measure(bodies: Sequence[Series]) -> Standardization:
     constant = np.flatnonzero(deviation == 0)
     if len(constant):
         raise ConfigError(
-            f"data.standardize: column {constant[0]} of the training part never changes; "
-            "leave it out with data.columns"
+            f"data.standardize: column {constant[0]} of the training part never changes; leave it out with data.columns"
         )
     return Standardization(mean=values.mean(axis=0).tolist(), deviation=deviation.tolist())
 
@@ -96,7 +93,5 @@ def _dataset(config: TrainConfig, train: list[Items], held_out: list[Items], **f
         digest.update(np.ascontiguousarray(document))
     chunks = Chunks(train, length), Chunks(held_out, length)
     if not all(map(len, chunks)):
-        raise ConfigError(
-            "data.held_out: one side of the split has no item to predict; change it or add data"
-        )
+        raise ConfigError("data.held_out: one side of the split has no item to predict; change it or add data")
     return Dataset(*chunks, train, held_out, sha256=digest.hexdigest(), **fields)

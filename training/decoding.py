@@ -26,8 +26,7 @@ class ReferenceDecoder:
     def zero_state(self, num_rows: int) -> tuple[Tensor, ...]:
         """The state before any item."""
         return tuple(
-            torch.zeros(num_rows, *state.row_shape, dtype=getattr(torch, state.dtype))
-            for state in self.spec.state
+            torch.zeros(num_rows, *state.row_shape, dtype=getattr(torch, state.dtype)) for state in self.spec.state
         )
 
     @torch.inference_mode()
@@ -56,9 +55,7 @@ class ReferenceDecoder:
             last = hidden[torch.arange(len(prompts)), lengths - 1]
             for row, output in enumerate(self.module.head(last).numpy()):
                 seen[row].append(output)
-                chosen[row].append(
-                    self._next(output, params[row], prompts[row], chosen[row], uniforms[row][position])
-                )
+                chosen[row].append(self._next(output, params[row], prompts[row], chosen[row], uniforms[row][position]))
             items, lengths = _pad([np.stack(row[-1:]) for row in chosen])
         return [np.stack(row) for row in chosen], [np.stack(row) for row in seen]
 
@@ -78,7 +75,5 @@ class ReferenceDecoder:
 
 def _pad(rows: Sequence[Items]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(row) for row in rows])
-    padded = torch.nn.utils.rnn.pad_sequence(
-        [torch.from_numpy(np.array(row)) for row in rows], batch_first=True
-    )
+    padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(np.array(row)) for row in rows], batch_first=True)
     return padded, lengths

@@ -51,9 +51,7 @@ def _keep_best(
     path, state = _best_state(run, module.trainer)
     prefix = "model."
     weights = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in state["state_dict"].items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): tensor for name, tensor in state["state_dict"].items() if name.startswith(prefix)
     }
     kept = module.plugin.build(settings)
     load_weights(kept, weights, str(path))
@@ -78,9 +76,7 @@ def _best_state(run: RunFolder, trainer: L.Trainer) -> tuple[Path, dict[str, Any
     paths = [
         Path(callback.best_model_path)
         for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint)
-        and callback.monitor == "validation_loss"
-        and callback.best_model_path
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == "validation_loss" and callback.best_model_path
     ]
     for path in [*paths, *run.list_checkpoints()]:
         state = run.read_checkpoint(path)

@@ -30,9 +30,7 @@ def unroll(module: nn.Module, spec: ModelSpec, items: Tensor) -> Tensor:
     rows, time = items.shape[:2]
     parameter = next(module.parameters())
     lengths = torch.full((rows,), time, device=items.device)
-    state = tuple(
-        torch.zeros(rows, *part.row_shape, dtype=parameter.dtype, device=items.device) for part in spec.state
-    )
+    state = tuple(torch.zeros(rows, *part.row_shape, dtype=parameter.dtype, device=items.device) for part in spec.state)
     hidden, _ = module(items.to(parameter.dtype) if items.is_floating_point() else items, lengths, state)
     output: Tensor = module.head(hidden)
     return output
@@ -108,9 +106,7 @@ class TrainingModule(L.LightningModule):
             },
             {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(
-            groups, lr=self.config.optimizer.learning_rate, betas=self.config.optimizer.betas
-        )
+        optimizer = torch.optim.AdamW(groups, lr=self.config.optimizer.learning_rate, betas=self.config.optimizer.betas)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, self.num_steps, self.config.schedule)
         )

@@ -54,9 +54,7 @@ def plot(rows: Sequence[Row], path: Path, *, title: str, unit: str, best_step: i
     axes.plot(*validation, color="tab:orange", marker="o", markersize=4, label="validation (held out)")
     if best_step in validation[0]:
         best = validation[1][validation[0].index(best_step)]
-        axes.annotate(
-            f"best: {best:.3f}", (best_step, best), (0, 12), textcoords="offset points", ha="right"
-        )
+        axes.annotate(f"best: {best:.3f}", (best_step, best), (0, 12), textcoords="offset points", ha="right")
     axes.set(title=title, xlabel="step", ylabel=f"loss ({unit})")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -58,8 +58,7 @@ class TrainingProgress(ProgressBar):
         rate = (trainer.global_step - self._started_at) / max(time.monotonic() - self._clock, 1e-9)
         left = (self._num_steps - trainer.global_step) / max(rate, 1e-9)
         self._console.print(
-            f"step {trainer.global_step}/{self._num_steps}  {_losses(trainer)}  "
-            f"{rate:.1f} steps/s  {left:.0f} s left",
+            f"step {trainer.global_step}/{self._num_steps}  {_losses(trainer)}  {rate:.1f} steps/s  {left:.0f} s left",
             highlight=False,
             soft_wrap=True,
         )
@@ -68,9 +67,7 @@ class TrainingProgress(ProgressBar):
         """Stop the bar."""
         self._stop()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Stop the bar, so that the terminal is left in order."""
         self._stop()
 
@@ -83,6 +80,4 @@ class TrainingProgress(ProgressBar):
 def _losses(trainer: L.Trainer) -> str:
     names = {"train_loss": "train", "validation_loss": "validation"}
     metrics = trainer.callback_metrics
-    return "  ".join(
-        f"{short} {float(metrics[name]):.3f}" for name, short in names.items() if name in metrics
-    )
+    return "  ".join(f"{short} {float(metrics[name]):.3f}" for name, short in names.items() if name in metrics)

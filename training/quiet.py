@@ -16,6 +16,7 @@ _LOGGERS = (
 
 _WARNINGS = {
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated": "a matter between Lightning and torch",
+    "Checkpoint directory .* exists and is not empty": "resuming is the point",
     "It is recommended to use `self.log\\('validation_loss'": "every device measures all of the held-out data",
 }
 """Beginnings of warnings, and why they do not concern the user."""

@@ -95,9 +95,7 @@ def _fit(config: TrainConfig, run: RunFolder, console: Console, *, from_scratch:
         rounds = make_rounds(config.trainer, trainer, dataset.train)
         trainer.callbacks.insert(0, TrainingProgress(console, rounds.num_steps))
         torch.manual_seed(config.trainer.seed)
-        module = TrainingModule(
-            plugin, settings, config, num_steps=rounds.num_steps, data_sha256=dataset.sha256
-        )
+        module = TrainingModule(plugin, settings, config, num_steps=rounds.num_steps, data_sha256=dataset.sha256)
         if initial is not None and checkpoint is None:
             load_weights(module.model, *initial)
         if trainer.is_global_zero:
@@ -120,9 +118,7 @@ def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: D
     raw = plugin.for_data(config.model, dataset.item_size, tokens=dataset.encoder is not None)
     for key, value in config.model.items():
         if raw.get(key) != value:
-            raise ConfigError(
-                f"model.{key}: is {value}, but the data gives {raw.get(key)}; leave it out to use that"
-            )
+            raise ConfigError(f"model.{key}: is {value}, but the data gives {raw.get(key)}; leave it out to use that")
     settings: PluginConfig = validate(plugin.config_class, raw, source="the configuration", prefix="model")
     return settings
 

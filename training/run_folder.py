@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,7 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise ConfigError(
-                f"output: {self.folder} cannot be used as a folder: {error.strerror}"
-            ) from error
+            raise ConfigError(f"output: {self.folder} cannot be used as a folder: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
@@ -73,6 +71,9 @@ class RunFolder:
             ) from error
         finally:
             os.close(descriptor)
+            # A run that never began leaves no folder behind; one with files in it cannot be removed like this.
+            with suppress(OSError):
+                self.folder.rmdir()
 
     @property
     def state(self) -> RunState:
@@ -92,9 +93,7 @@ class RunFolder:
         if length_may_differ:
             changes = {key: change for key, change in changes.items() if key not in _LENGTH}
         if changes:
-            described = ", ".join(
-                f"{key}: {before!r} there, {now!r} now" for key, (before, now) in changes.items()
-            )
+            described = ", ".join(f"{key}: {before!r} there, {now!r} now" for key, (before, now) in changes.items())
             raise ConfigError(
                 f"output: {self.folder} holds a run with other settings ({described}); "
                 "choose another --output, start it again with --force, "
@@ -143,9 +142,7 @@ class RunFolder:
             damaged.append(path)
         if damaged:
             names = ", ".join(path.name for path in damaged)
-            raise ConfigError(
-                f"no checkpoint in {self.checkpoints} can be read (damaged: {names}); start with --force"
-            )
+            raise ConfigError(f"no checkpoint in {self.checkpoints} can be read (damaged: {names}); start with --force")
         return None, []
 
 

@@ -113,9 +113,7 @@ def _from_file(config: FileTokenizer) -> TextEncoder:
     try:
         tokenizer = Tokenizer.from_file(str(config.file))
     except Exception as error:  # tokenizers raises bare Exception for every fault
-        raise ConfigError(
-            f"tokenizer.file: {config.file} is not a readable tokenizer.json: {error}"
-        ) from error
+        raise ConfigError(f"tokenizer.file: {config.file} is not a readable tokenizer.json: {error}") from error
     for field, token in (("start", config.start), ("end", config.end)):
         if token is not None and tokenizer.token_to_id(token) is None:
             raise ConfigError(f"tokenizer.{field}: {config.file} has no token {token!r}")

@@ -58,9 +58,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) 
     own = module.state_dict()
     tied = tied_names(module)
     complete = {name: tensors[first] for name, first in tied.items() if first in tensors} | dict(tensors)
-    complete |= {
-        first: tensors[name] for name, first in tied.items() if name in tensors and first not in tensors
-    }
+    complete |= {first: tensors[name] for name, first in tied.items() if name in tensors and first not in tensors}
     faults = [
         *_list("missing", own.keys() - complete.keys()),
         *_list("not part of this model", tensors.keys() - own.keys()),
@@ -107,9 +105,7 @@ def rename(tensors: Mapping[str, Tensor], prefixes: Mapping[str, str], source: s
             unused.discard(prefix)
             new_name = (prefixes[prefix] + name[len(prefix) :]).removeprefix(".")
         if new_name in renamed:
-            raise ConfigError(
-                f"{source}: two tensors would be named {new_name}; correct initialize_from.rename"
-            )
+            raise ConfigError(f"{source}: two tensors would be named {new_name}; correct initialize_from.rename")
         renamed[new_name] = tensor
     if unused:
         raise ConfigError(

@@ -86,6 +86,9 @@ class Engine:
         runner.warm_up()
         file = bundle.manifest.tokenizer
         tokenizer = Tokenizer.from_file(str(bundle.path(file))) if file else None
+        if tokenizer is not None:
+            # Else a prompt that spells "<end>" would be read as the end token.
+            tokenizer.encode_special_tokens = True
         return cls(bundle.manifest, variant_name, runner, tokenizer, settings)
 
     @property

@@ -2,9 +2,10 @@
 
 import os
 
-# Without this, importing ONNX Runtime's Linux wheels writes a device id into the user's cache folder and sends telemetry.
+# Without this, importing ONNX Runtime's Linux wheels writes a device id into the user's cache folder and sends
+# telemetry.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import onnxruntime  # noqa: E402 - only after telemetry is off
+import onnxruntime
 
 __all__ = ["onnxruntime"]

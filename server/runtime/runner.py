@@ -57,9 +57,7 @@ class Runner:
         """
         variant = bundle.manifest.variants[variant_name]
         paths = [bundle.path(name) if name else None for name in (variant.step, variant.decode)]
-        step, decode = (
-            create_session(path, intra_op_threads=intra_op_threads) if path else None for path in paths
-        )
+        step, decode = (create_session(path, intra_op_threads=intra_op_threads) if path else None for path in paths)
         assert step is not None
         return cls(bundle.manifest.model, step, decode, max_rows)
 
@@ -69,7 +67,7 @@ class Runner:
         return self._decode is not None
 
     def warm_up(self) -> None:
-        """Run every graph once on zeros, so that the first request does not pay for it and a broken graph is seen now."""
+        """Run every graph once on zeros: the first request does not pay for it, and a broken graph is seen now."""
         items = np.zeros((1, 1, *self._item_shape), self._item_dtype)
         self.step(slice(0, 1), items, np.ones(1, np.int64), np.zeros((1, 1), np.float32), num_rows=1)
         if self._decode is not None:
@@ -97,13 +95,11 @@ class Runner:
         outputs = results.pop() if with_outputs else None
         return replace(StepResult(*(result[None] for result in results)), outputs=outputs)
 
-    def decode(
-        self, num_decoding: int, items: Array, uniforms: NDArray[np.float32], *, num_rows: int
-    ) -> StepResult:
+    def decode(self, num_decoding: int, items: Array, uniforms: NDArray[np.float32], *, num_rows: int) -> StepResult:
         """K single-item steps of rows 0..num_decoding-1, each step fed with the item before.
 
-        `items` `[row, 1]` or `[row, 1, features]`; `uniforms` `[row, K]`, K being 1 where the bundle has no decode graph;
-        `num_rows`: all rows in use.
+        `items` `[row, 1]` or `[row, 1, features]`; `uniforms` `[row, K]`, K being 1 where the bundle has no decode
+        graph; `num_rows`: all rows in use.
         """
         rows = slice(0, num_decoding)
         num_steps = uniforms.shape[1]
@@ -134,7 +130,7 @@ class Runner:
     ) -> list[Array]:
         binding = session.io_binding()
         # ONNX Runtime does not hold these arrays: they must outlive the run.
-        held = [np.ascontiguousarray(value) for value in inputs.values()]
+        held = [np.asarray(value, order="C") for value in inputs.values()]
         for name, value in zip(inputs, held, strict=True):
             _bind(binding.bind_input, name, value)
         for name in wanted:

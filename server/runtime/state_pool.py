@@ -1,7 +1,7 @@
 """Preallocated state for every row that may run at once.
 
-Rows in use are the prefix 0..n-1 of every buffer, so a batch is a view: nothing is gathered. Copy, save and load of one row
-are all that moving, reusing and resuming a sequence needs.
+Rows in use are the prefix 0..n-1 of every buffer, so a batch is a view: nothing is gathered. Copy, save and load of one
+row are all that moving, reusing and resuming a sequence needs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StatePool:
     def commit(self, rows: slice, num_rows: int) -> None:
         """Make what a run wrote for `rows` current, `num_rows` being all rows in use.
 
-        A run over all of them swaps the buffers; a run over some of them copies these, the others having no newer state.
+        A run over all of them swaps the buffers; a run over some copies these, the others having no newer state.
         """
         if rows.start == 0 and rows.stop == num_rows:
             self.current, self.next = self.next, self.current

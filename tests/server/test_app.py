@@ -51,9 +51,7 @@ def test_health_follows_loading_and_stopping() -> None:
 
         async def look() -> None:
             ask = asyncio.to_thread
-            seen.append(
-                (await ask(health, application.address), await ask(health, application.address, SERVICE))
-            )
+            seen.append((await ask(health, application.address), await ask(health, application.address, SERVICE)))
 
         await look()
         await application.load()
@@ -169,9 +167,7 @@ def test_sigterm_lets_a_stream_complete_and_refuses_new_calls(tmp_path: Path) ->
     assert (chunks[-1].finish_reason, sum(len(chunk.tokens) for chunk in chunks)) == ("length", 20_000)
     assert process.returncode == 0, output
     assert "ready at 127.0.0.1:" in output
-    assert (
-        "changed since it was written" in "".join(output.split("│")).replace("\n", " ") or "refused" in output
-    )
+    assert "changed since it was written" in "".join(output.split("│")).replace("\n", " ") or "refused" in output
     assert not ready.exists()
 
 

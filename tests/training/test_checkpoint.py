@@ -58,7 +58,7 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(tmp_path / "new" / "folder")
 
     assert ("mine", "gru", config) == (checkpoint.name, checkpoint.plugin.name, checkpoint.config)
-    assert (0, 1) == (checkpoint.special_tokens.start, checkpoint.special_tokens.end)
+    assert (checkpoint.special_tokens.start, checkpoint.special_tokens.end) == (0, 1)
     assert Standardization(mean=(1.0,), deviation=(2.0,)) == checkpoint.standardization
     assert checkpoint.tokenizer_file is not None
     assert tokenizer.read_bytes() == checkpoint.tokenizer_file.read_bytes()
@@ -68,7 +68,7 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_tied_weights_are_written_once_and_stay_tied(tmp_path: Path) -> None:
-    """A matrix with two names is in the file once, and is one tensor again after loading; a file with both loads too."""
+    """A matrix with two names is in the file once, and one tensor again after loading."""
     module = write(tmp_path, tied_embeddings=True)
     names = safetensors.torch.load_file(tmp_path / "model.safetensors").keys()
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_can_be_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_folder_written_by_halves_is_refused(tmp_path: Path) -> None:
-    """New weights beside an old checkpoint.json, as a crash between the two leaves them, are told from a whole folder."""
+    """New weights beside an old checkpoint.json, as a crash between the two leaves them, are noticed."""
     write(tmp_path)
     description = (tmp_path / "checkpoint.json").read_bytes()
     write(tmp_path)
@@ -134,9 +134,7 @@ def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
     """Files of torch.save, new and old, are refused with the way to convert them; their code does not run."""
     module = write(tmp_path)
     for zipped in (True, False):
-        torch.save(
-            module.state_dict(), tmp_path / "model.safetensors", _use_new_zipfile_serialization=zipped
-        )
+        torch.save(module.state_dict(), tmp_path / "model.safetensors", _use_new_zipfile_serialization=zipped)
         text = error(tmp_path)
 
         assert "is a pickle" in text

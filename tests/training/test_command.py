@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from statewise.errors import ConfigError
-from tests.training.conftest import small_config
+from tests.training.runs import small_config
 from training.command import train
 
 
@@ -28,14 +28,14 @@ def config_file(folder: Path) -> Path:
 
 
 def test_a_run_is_reported_line_by_line_where_there_is_no_terminal(app: typer.Typer, tmp_path: Path) -> None:
-    """Without a terminal each validation is a line, with losses and speed; the last lines give loss, bits and folder."""
+    """Without a terminal each validation is a line, with losses and speed; the last ones give loss, bits and folder."""
     arguments = [str(config_file(tmp_path)), "--output", str(tmp_path / "out"), "--set", "trainer.max_steps=8"]
 
     result = CliRunner().invoke(app, arguments)
     lines = result.stdout.splitlines()
 
     assert result.exit_code == 0
-    assert ["step 4/8", "step 8/8"] == [line.split("  ")[0] for line in lines if line.startswith("step")]
+    assert [line.split("  ")[0] for line in lines if line.startswith("step")] == ["step 4/8", "step 8/8"]
     assert "bits per character, held out (baselines: unigram" in result.stdout
     assert lines[-1] == f"checkpoint: {tmp_path / 'out'}"
     assert "\x1b" not in result.stdout
@@ -50,12 +50,13 @@ def test_a_complete_run_exits_with_0(app: typer.Typer, small_run: Path, tmp_path
 
 
 def test_errors_are_left_to_the_program(app: typer.Typer, tmp_path: Path) -> None:
-    """A mistake comes out as the error that `statewise` prints, before anything is written."""
-    result = CliRunner().invoke(app, [str(config_file(tmp_path)), "--set", "trainer.batch_size=0"])
+    """A mistake in settings or data comes out as the error that `statewise` prints, and leaves no folder."""
+    for override, part in (("trainer.batch_size=0", "trainer.batch_size"), ("data.files=no.txt", "'no.txt'")):
+        result = CliRunner().invoke(app, [str(config_file(tmp_path)), "--set", override])
 
-    assert isinstance(result.exception, ConfigError)
-    assert "trainer.batch_size" in str(result.exception)
-    assert not (tmp_path / "run").exists()
+        assert isinstance(result.exception, ConfigError)
+        assert part in str(result.exception)
+        assert not (tmp_path / "run").exists()
 
 
 def test_resume_and_force_exclude_each_other(app: typer.Typer, tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ def test_overrides_are_yaml_and_make_missing_sections(file: Path) -> None:
         file, ["trainer.max_epochs=5", "optimizer.betas=[0.8, 0.9]", "tokenizer.kind=bpe", "model.hidden_size=7"]
     )
 
-    assert (5, (0.8, 0.9)) == (config.trainer.max_epochs, config.optimizer.betas)
+    assert (config.trainer.max_epochs, config.optimizer.betas) == (5, (0.8, 0.9))
     assert BPETokenizer(kind="bpe") == config.text_tokenizer
-    assert {"hidden_size": 7} == config.model
+    assert config.model == {"hidden_size": 7}
 
 
 def test_later_overrides_win_and_output_wins_over_the_file(file: Path) -> None:

@@ -50,7 +50,7 @@ def test_text_files_are_found_by_pattern_and_sorted(tmp_path: Path) -> None:
     (tmp_path / "[x].txt").write_text("brackets")
     files = (f"{tmp_path}/?.txt", f"{tmp_path}/b.txt", f"{tmp_path}/[x].txt")
 
-    assert ["brackets", "one", "two\r\nlines"] == read_texts(TextData(kind="text", files=files))
+    assert read_texts(TextData(kind="text", files=files)) == ["brackets", "one", "two\r\nlines"]
 
 
 def test_a_pattern_without_files_is_named(tmp_path: Path) -> None:
@@ -120,9 +120,9 @@ def test_series_come_from_csv_and_npy(tmp_path: Path) -> None:
     plain = read_series(SeriesData(kind="series", files=f"{tmp_path}/b.csv"))
     single = read_series(SeriesData(kind="series", files=f"{tmp_path}/c.npy"))
 
-    assert [[[2, 1], [4.5, 3]]] == [series.tolist() for series in named]
-    assert [[[1, 2], [3, 4]]] == [series.tolist() for series in plain]
-    assert [[[0], [1], [2]]] == [series.tolist() for series in single]
+    assert [series.tolist() for series in named] == [[[2, 1], [4.5, 3]]]
+    assert [series.tolist() for series in plain] == [[[1, 2], [3, 4]]]
+    assert [series.tolist() for series in single] == [[[0], [1], [2]]]
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,7 @@ def test_series_come_from_csv_and_npy(tmp_path: Path) -> None:
         ("\n", {}, "no rows"),
     ],
 )
-def test_a_bad_csv_is_named_with_its_line(
-    tmp_path: Path, content: str, fields: dict[str, object], part: str
-) -> None:
+def test_a_bad_csv_is_named_with_its_line(tmp_path: Path, content: str, fields: dict[str, object], part: str) -> None:
     """The message has the file and, where there is one, the line."""
     path = tmp_path / "a.csv"
     path.write_text(content)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def test_of_few_documents_the_ends_are_held_out() -> None:
     """The end of each document is held out; start and end of the document stay with their part."""
     train, held_out = split(["abcdefghij", "klmnopqrst"], 0.3, seed=0)
 
-    assert ("abcdefgklmnopq", "hijrst") == (text_of(train), text_of(held_out))
+    assert (text_of(train), text_of(held_out)) == ("abcdefgklmnopq", "hijrst")
     assert all(document.has_start and not document.has_end for document in train)
     assert all(document.has_end and not document.has_start for document in held_out)
 
@@ -60,7 +62,7 @@ def test_every_item_but_the_first_of_a_document_is_predicted_once(
 ) -> None:
     """Whatever the lengths, the chunks hold each pair of neighbours once, none across documents, and blank padding."""
     offsets = np.cumsum([1, *lengths])
-    documents = [np.arange(a, b, dtype=np.int32) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    documents = [np.arange(a, b, dtype=np.int32) for a, b in pairwise(offsets)]
     chunks = Chunks(documents, sequence_length)
     targets: list[int] = []
 
@@ -79,9 +81,9 @@ def test_series_keep_their_features() -> None:
     series = np.arange(10, dtype=np.float32).reshape(5, 2) + 1
     batch = Chunks([series], 3).batch(torch.tensor([1, 0]))
 
-    assert [[7, 8], [0, 0], [0, 0]] == batch.items[0].tolist()
-    assert [[9, 10], [0, 0], [0, 0]] == batch.targets[0].tolist()
-    assert [[True, False, False], [True, True, True]] == batch.mask.tolist()
+    assert batch.items[0].tolist() == [[7, 8], [0, 0], [0, 0]]
+    assert batch.targets[0].tolist() == [[9, 10], [0, 0], [0, 0]]
+    assert batch.mask.tolist() == [[True, False, False], [True, True, True]]
 
 
 def stream(**changes: int) -> TrainingStream:
@@ -114,11 +116,9 @@ def test_devices_share_an_epoch_without_overlap() -> None:
 
 def test_a_round_goes_on_from_the_current_step() -> None:
     """One pass gives the batches from the current step to the round's end, and no more than the run has."""
-    now = 0
-    rounds = Rounds(stream(), steps_per_round=4, num_steps=10, current_step=lambda: now)
-    passes = []
-    for now in (0, 4, 8):  # noqa: B007 # read by the rounds
-        passes.append(firsts(list(rounds)))
+    now = iter((0, 4, 8))
+    rounds = Rounds(stream(), steps_per_round=4, num_steps=10, current_step=lambda: next(now))
+    passes = [firsts(list(rounds)) for _ in range(rounds.num_rounds)]
 
-    assert (3, [12, 12, 6]) == (rounds.num_rounds, list(map(len, passes)))
-    assert sum(passes, []) == firsts([stream().batch(step) for step in range(10)])
+    assert [len(batches) for batches in passes] == [12, 12, 6]
+    assert [row for batches in passes for row in batches] == firsts([stream().batch(step) for step in range(10)])

@@ -20,8 +20,8 @@ def test_the_attempts_of_a_run_make_one_log(tmp_path: Path) -> None:
 
     rows = collect(tmp_path)
 
-    assert [2, 3] == [row["step"] for row in rows]
-    assert {"step": 2, "train_loss": 3.0, "validation_loss": 2.9, "learning_rate": 0.1} == rows[0]
+    assert [row["step"] for row in rows] == [2, 3]
+    assert rows[0] == {"step": 2, "train_loss": 3.0, "validation_loss": 2.9, "learning_rate": 0.1}
     assert rows[1]["train_loss"] == 1.5
 
 
@@ -30,16 +30,14 @@ def test_an_attempt_that_logged_nothing_changes_nothing(tmp_path: Path) -> None:
     write(tmp_path, 0, "0,0.1,1,3.0,")
     write(tmp_path, 1)
 
-    assert [2] == [row["step"] for row in collect(tmp_path)]
+    assert [row["step"] for row in collect(tmp_path)] == [2]
 
 
 def test_the_log_is_a_table_with_empty_cells(tmp_path: Path) -> None:
     """Steps are whole numbers; what was not measured is empty."""
     write_csv([{"step": 2.0, "train_loss": 1.5}], tmp_path / "metrics.csv")
 
-    assert (tmp_path / "metrics.csv").read_text() == (
-        "step,train_loss,validation_loss,learning_rate\n2,1.5,,\n"
-    )
+    assert (tmp_path / "metrics.csv").read_text() == ("step,train_loss,validation_loss,learning_rate\n2,1.5,,\n")
 
 
 def test_a_picture_is_drawn_of_any_log(tmp_path: Path) -> None:

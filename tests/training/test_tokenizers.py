@@ -46,7 +46,7 @@ def test_an_unknown_character_is_one_unknown_token() -> None:
 
 def test_byte_ids_follow_the_bytes() -> None:
     """Byte b is id b + 2, after <start> and <end>; the vocabulary is complete."""
-    assert [0x00 + 2, 0x7F + 2, 0xC3 + 2, 0xBF + 2] == BYTES.encode("\0\x7fÿ").tolist()
+    assert BYTES.encode("\0\x7fÿ").tolist() == [0x00 + 2, 0x7F + 2, 0xC3 + 2, 0xBF + 2]
     assert BYTES.vocabulary_size == 258
 
 
@@ -100,7 +100,7 @@ def test_a_tokenizer_file_keeps_its_own_special_tokens(tmp_path: Path) -> None:
 
     encoder = make_encoder(FileTokenizer(kind="file", file=path, end="<end>"), [])
 
-    assert (None, 1) == (encoder.special_tokens.start, encoder.special_tokens.end)
+    assert (encoder.special_tokens.start, encoder.special_tokens.end) == (None, 1)
     assert encoder.encode(TEXTS[0]).tolist() == BPE.encode(TEXTS[0]).tolist()
 
 

@@ -36,7 +36,7 @@ def test_a_mapping_that_does_not_apply_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"no tensor in file begins with encoder \(it has a.w, b.w\)"):
         rename(tensors, {"encoder": "a"}, "file")
-    with pytest.raises(ConfigError, match="two tensors would be named b.w"):
+    with pytest.raises(ConfigError, match=r"two tensors would be named b\.w"):
         rename(tensors, {"a": "b"}, "file")
 
 

@@ -51,7 +51,7 @@ class RecurrentModule(nn.Module):
             self.output.weight = self.embedding.weight
 
     def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
-        """Hidden vectors `[row, time, hidden_size]` of the last layer, and the state after each row's last real item."""
+        """Hidden vectors `[row, time, hidden_size]` of the last layer, and the state after each row's last item."""
         inputs = items if self.embedding is None else self.embedding(items)
         inputs = self.dropout(inputs)
         if torch.compiler.is_exporting():
@@ -70,15 +70,11 @@ class RecurrentModule(nn.Module):
             hidden, last = self.rnn(inputs, self._stack(state))
             return hidden, self._unstack(last)
         # Packing refuses empty rows: give them one item, and their old state back afterwards.
-        packed = pack_padded_sequence(
-            inputs, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
-        )
+        packed = pack_padded_sequence(inputs, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
         packed_hidden, last = self.rnn(packed, self._stack(state))
         hidden, _ = pad_packed_sequence(packed_hidden, batch_first=True, total_length=time)
         keep = (lengths > 0)[:, None]
-        return hidden, tuple(
-            torch.where(keep, new, old) for new, old in zip(self._unstack(last), state, strict=True)
-        )
+        return hidden, tuple(torch.where(keep, new, old) for new, old in zip(self._unstack(last), state, strict=True))
 
     def _forward_onnx(self, inputs: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         hidden = inputs.transpose(0, 1)

@@ -1,7 +1,8 @@
 """One recurrent layer as the ONNX operator RNN, LSTM or GRU.
 
-torch.onnx decomposes or freezes these modules (nn.RNN's time axis is unrolled silently) and never emits `sequence_lens`,
-so the operators are emitted by name. Gate orders: ONNX operators, opset 14; torch.nn.LSTM, torch.nn.GRU.
+torch.onnx decomposes or freezes these modules (nn.RNN's time axis is unrolled silently) and never emits
+`sequence_lens`, so the operators are emitted by name. Gate orders: ONNX operators, opset 14; torch.nn.LSTM,
+torch.nn.GRU.
 """
 
 from __future__ import annotations
@@ -21,12 +22,8 @@ def onnx_layer(
     Returns hidden vectors `[time, row, hidden]` and the new state vectors.
     """
     hidden_size = rnn.hidden_size
-    weights = [
-        _reorder(getattr(rnn, f"{name}_l{layer}"), cell, hidden_size) for name in ("weight_ih", "weight_hh")
-    ]
-    bias = torch.cat(
-        [_reorder(getattr(rnn, f"{name}_l{layer}"), cell, hidden_size) for name in ("bias_ih", "bias_hh")]
-    )
+    weights = [_reorder(getattr(rnn, f"{name}_l{layer}"), cell, hidden_size) for name in ("weight_ih", "weight_hh")]
+    bias = torch.cat([_reorder(getattr(rnn, f"{name}_l{layer}"), cell, hidden_size) for name in ("bias_ih", "bias_hh")])
     if cell == "rnn":
         inputs, lengths, state = _with_spare_row(inputs, lengths, state)
     time, rows = inputs.shape[0], inputs.shape[1]
@@ -57,8 +54,9 @@ def _with_spare_row(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """A copy of the first row behind the last one.
 
-    ONNX Runtime's CPU kernel of RNN multiplies one row by another routine than two or more, which rounds differently; with a
-    spare row a row alone gives bit for bit what it gives in a batch. LSTM and GRU multiply packed weights and need none.
+    ONNX Runtime's CPU kernel of RNN multiplies one row by another routine than two or more, which rounds differently;
+    with a spare row a row alone gives bit for bit what it gives in a batch. LSTM and GRU multiply packed weights and
+    need none.
     """
     spare = tuple(torch.cat([vector, vector[:1]]) for vector in state)
     return torch.cat([inputs, inputs[:, :1]], dim=1), torch.cat([lengths, lengths[:1]]), spare

@@ -1,0 +1,26 @@
+"""A model that was trained on standardised series, in the units of the series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardized(nn.Module):
+    """A step function over raw vectors around one over standardised vectors (mean 0, deviation 1 per feature)."""
+
+    def __init__(self, module: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("deviation", torch.tensor(deviation))
+
+    def forward(self, items: Tensor, lengths: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Hidden vectors and new state of the module inside; items float32 `[row, time, features]`, raw."""
+        return self.module((items - self.mean) / self.deviation, lengths, state)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Raw values `[..., features]`."""
+        return self.module.head(hidden) * self.deviation + self.mean
