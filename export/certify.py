@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from export.driver import RuntimeDecoder
 from export.near_ties import is_near_tie
@@ -51,6 +51,14 @@ PENALIZED = (
 """Apart from the others: penalties need each token before the next, so that one run makes one."""
 
 
+@dataclass(frozen=True)
+class Scale:
+    """Mean and deviation of the vectors that a model reads, one number per feature or one for all."""
+
+    mean: ArrayLike = 0.0
+    deviation: ArrayLike = 1.0
+
+
 @dataclass
 class _Findings:
     cases: list[Case] = field(default_factory=list)
@@ -62,14 +70,18 @@ class _Findings:
 
 
 def certify(
-    bundle: Bundle, variant_name: str, reference: ReferenceDecoder, progress: Progress = lambda _: None
+    bundle: Bundle,
+    variant_name: str,
+    reference: ReferenceDecoder,
+    scale: Scale = Scale(),
+    progress: Progress = lambda _: None,
 ) -> Certificate:
     """Run every comparison; the certificate says whether all of them passed."""
     spec = bundle.manifest.model
     limit = spec.max_positions or max(PROMPT_LENGTHS) + NUM_GENERATED
     runner = Runner.load(bundle, variant_name, max_rows=max(BATCH_SIZES))
     decoder = RuntimeDecoder(runner)
-    prompts = _prompts(spec, limit)
+    prompts = _prompts(spec, limit, scale)
     found = _Findings()
     progress("outputs at every position")
     _compare_outputs(decoder, reference, prompts, found)
@@ -125,14 +137,14 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _prompts(spec: ModelSpec, limit: int) -> list[Array]:
+def _prompts(spec: ModelSpec, limit: int, scale: Scale) -> list[Array]:
     rng = np.random.default_rng(DATA_SEED)
     lengths = sorted({min(length, limit - 1) for length in PROMPT_LENGTHS})
     if isinstance(spec.input, TokenInput):
         size = spec.input.vocabulary_size
         return [rng.integers(0, size, length) for length in lengths]
-    features = spec.input.features
-    return [rng.standard_normal((length, features)).astype(np.float32) for length in lengths]
+    features, mean, deviation = spec.input.features, np.asarray(scale.mean), np.asarray(scale.deviation)
+    return [(mean + deviation * rng.standard_normal((length, features))).astype(np.float32) for length in lengths]
 
 
 def _batches(prompts: list[Array]) -> Iterator[list[Array]]:
@@ -166,8 +178,9 @@ def _record(found: _Findings, pairs: list[tuple[Array, Array]], batch: list[Arra
     error = np.abs(actual.astype(np.float64) - expected)
     passed = bool((error <= TOLERANCES.absolute + TOLERANCES.relative * np.abs(expected)).all())
     relative = error / np.maximum(np.abs(expected), 1.0)
-    found.max_absolute_error = max(found.max_absolute_error, float(error.max()))
-    found.max_relative_error = max(found.max_relative_error, float(relative.max()))
+    # NumPy's maximum keeps a NaN, Python's max would lose it.
+    found.max_absolute_error = float(np.maximum(found.max_absolute_error, error.max()))
+    found.max_relative_error = float(np.maximum(found.max_relative_error, relative.max()))
     found.positions += len(actual)
     found.cases.append(
         Case(

@@ -44,6 +44,7 @@ def export(
     from export.pipeline import export_checkpoint
     from training.checkpoint import load_checkpoint
 
+    _check_report(report, report_file)
     console = Console(stderr=True)
     with _progress(console, "Export") as progress:
         progress("loading the checkpoint")
@@ -52,8 +53,9 @@ def export(
     _show(console, [exported.certificate], report, report_file)
     if exported.folder is None:
         raise ParityError("the exported graphs do not compute what PyTorch computes; no bundle was made")
-    console.print(f"Bundle: {exported.folder}")
-    console.print(f"Serve it: statewise serve --models {to}")
+    # Not wrapped, so that a path can be copied.
+    console.print(f"Bundle: {exported.folder}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Serve it: statewise serve --models {to}", soft_wrap=True, highlight=False, markup=False)
 
 
 def verify(
@@ -67,6 +69,7 @@ def verify(
     """
     from export.pipeline import verify_bundle
 
+    _check_report(report, report_file)
     console = Console(stderr=True)
     with _progress(console, "Verify") as progress:
         progress("checking files")
@@ -88,6 +91,16 @@ def _progress(console: Console, title: str) -> Iterator[Callable[[str], None]]:
         return
     with console.status(f"{title} ...") as status:
         yield lambda stage: status.update(f"{title}: {stage} ...")
+
+
+def _check_report(report: ReportFormat | None, report_file: Path | None) -> None:
+    """Refuse what would be found out only after the work."""
+    if report_file is None:
+        return
+    if report is None:
+        raise ConfigError(f"--report-file {report_file}: say in which format, with --report junit, json or markdown")
+    if not report_file.parent.is_dir() or report_file.is_dir():
+        raise ConfigError(f"--report-file {report_file}: not a file in a folder that exists")
 
 
 def _show(

@@ -24,6 +24,8 @@ def is_near_tie(
     Greedy: its logit is that close to the largest. Sampled: the uniform number is that close to the token's part of the
     cumulative distribution. logits `[vocabulary]`, as the reference had them.
     """
+    if token < 0:
+        return False  # the graph's sign for logits that are not finite
     adjusted = sampling.adjust_logits(logits, params, prompt.tolist(), output.tolist())
     if params.is_greedy:
         return bool(adjusted.max() - adjusted[token] <= tolerance)
@@ -32,9 +34,7 @@ def is_near_tie(
     return low - tolerance <= uniform <= high + tolerance
 
 
-def _interval(
-    logits: NDArray[np.float32], params: SamplingParams, token: int, tolerance: float
-) -> tuple[float, float]:
+def _interval(logits: NDArray[np.float32], params: SamplingParams, token: int, tolerance: float) -> tuple[float, float]:
     """The token's part of the cumulative distribution; empty (infinite) where no rule within the tolerance keeps it."""
     scaled = logits.astype(np.float64) / params.temperature
     weights = np.exp(scaled - scaled.max())

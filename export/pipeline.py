@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from export.certify import certify, library_versions
+from export.certify import Scale, certify, library_versions
 from export.graphs import decode_graph, finish_model, step_graph
 from export.trace import trace_step
 from export.weights import write_weights
@@ -48,7 +48,7 @@ def export_checkpoint(
     Raises ConfigError where the name or version cannot be used, or the disk fails.
     """
     spec = checkpoint.plugin.spec(checkpoint.config)
-    with new_bundle(repository, name or checkpoint.name, version) as draft:
+    with new_bundle(repository, checkpoint.name if name is None else name, version) as draft:
         progress("tracing the model")
         variant = _write_graphs(checkpoint, spec, draft.folder)
         _copy_checkpoint(checkpoint, draft.folder)
@@ -62,7 +62,7 @@ def export_checkpoint(
             tokenizer=TOKENIZER_FILE if checkpoint.tokenizer_file else None,
         )
         bundle = draft.preview(content)
-        certificate = certify(bundle, CPU_FLOAT32, ReferenceDecoder(checkpoint.module, spec), progress)
+        certificate = certify(bundle, CPU_FLOAT32, _reference(checkpoint), _scale(checkpoint), progress)
         if not certificate.passed:
             return Exported(certificate, None)
         (draft.folder / variant.certificate).write_text(certificate.to_json(), encoding="utf-8")
@@ -87,13 +87,22 @@ def verify_bundle(path: Path, *, progress: Progress = lambda _: None) -> dict[st
     if CHECKPOINT_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle}: holds no {CHECKPOINT_FILE}, so there is nothing to verify it against")
     checkpoint = load_checkpoint(bundle.folder)
-    reference = ReferenceDecoder(checkpoint.module, checkpoint.plugin.spec(checkpoint.config))
-    return {name: Verified(stored[name], certify(bundle, name, reference, progress)) for name in stored}
+    reference, scale = _reference(checkpoint), _scale(checkpoint)
+    return {name: Verified(stored[name], certify(bundle, name, reference, scale, progress)) for name in stored}
+
+
+def _reference(checkpoint: Checkpoint) -> ReferenceDecoder:
+    return ReferenceDecoder(checkpoint.in_raw_units(), checkpoint.plugin.spec(checkpoint.config))
+
+
+def _scale(checkpoint: Checkpoint) -> Scale:
+    standardization = checkpoint.standardization
+    return Scale(standardization.mean, standardization.deviation) if standardization else Scale()
 
 
 def _write_graphs(checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> Variant:
     """Write the two graphs and the weights that they share."""
-    traced = trace_step(checkpoint.module, spec)
+    traced = trace_step(checkpoint.in_raw_units(), spec)
     variant = Variant(
         device="cpu",
         precision="float32",

@@ -75,7 +75,9 @@ def _column(op: GraphBuilder, index: int) -> str:
 
 
 def _all(op: GraphBuilder, flags: str) -> str:
-    return op.Cast(op.ReduceMin(op.Cast(flags, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)  # through int32: booleans do not reduce
+    return op.Cast(
+        op.ReduceMin(op.Cast(flags, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL
+    )  # through int32: booleans do not reduce
 
 
 def _any(op: GraphBuilder, flags: str) -> str:
@@ -179,7 +181,9 @@ def _draw_among(op: GraphBuilder, weights: _Weights, uniform: str, num_candidate
     mass = op.Where(op.Unsqueeze(limits_k, op.constant([1])), mass_of_k, weights.total)
     top_p, min_p = _column(op, 1), _column(op, 2)
     before = op.Sub(cumulative, masses)
-    inside_p = op.Or(op.GreaterOrEqual(top_p, op.constant(1, np.float32)), op.Less(before, op.Mul(_double(op, top_p), mass)))
+    inside_p = op.Or(
+        op.GreaterOrEqual(top_p, op.constant(1, np.float32)), op.Less(before, op.Mul(_double(op, top_p), mass))
+    )
     most = op.Slice(candidates, op.constant([0]), op.constant([1]), op.constant([1]))
     keep = op.And(op.And(op.Less(rank, k), inside_p), op.GreaterOrEqual(candidates, op.Mul(min_p, most)))
     kept = op.Max(_count(op, keep), op.constant([[1]]))
@@ -196,7 +200,9 @@ def _draw_unrestricted(op: GraphBuilder, weights: _Weights, uniform: str) -> str
     """Draw in vocabulary order: first a block by the blocks' sums, then inside it."""
     target = op.Mul(_double(op, op.Unsqueeze(uniform, op.constant([1]))), weights.total)
     block = _inverse_cdf(op, weights.ends, target, weights.total)
-    before = op.Sub(op.GatherElements(weights.ends, block, axis=1), _double(op, op.GatherElements(weights.sums, block, axis=1)))
+    before = op.Sub(
+        op.GatherElements(weights.ends, block, axis=1), _double(op, op.GatherElements(weights.sums, block, axis=1))
+    )
     chosen = op.GatherND(weights.blocks, block, batch_dims=1)
     inside = op.Add(op.CumSum(_double(op, chosen), op.constant(1)), before)
     index = _inverse_cdf(op, inside, target, _last(op, inside))

@@ -65,9 +65,7 @@ class Application:
             GenerationService(self.repository, limits, self.metrics), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection(
-            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         await self._set_health(_NOT_SERVING)
         self._listen(server)
         await server.start()
@@ -84,10 +82,14 @@ class Application:
         is_serving = bool(engines) and all(engine.is_healthy for engine in engines)
         await self._set_health(_SERVING if is_serving else _NOT_SERVING)
 
-    async def stop(self, grace: float) -> None:
-        """Refuse new calls, let what runs complete within `grace` seconds, and close."""
+    async def refuse_new_calls(self) -> None:
+        """Answer new calls with UNAVAILABLE and health with NOT_SERVING, from now on."""
         self.barrier.is_draining = True
         await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls, let what runs complete within `grace` seconds, and close."""
+        await self.refuse_new_calls()
         await asyncio.to_thread(self.repository.close, grace)
         if self._server is not None:
             await self._server.stop(min(grace, _LAST_WRITES))
@@ -127,9 +129,7 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
 
 def run(settings: ServerSettings, ready_file: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError where there is nothing to serve, or nowhere."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     application = Application(settings)
     if not application.repository.entries():
         raise ConfigError(
@@ -198,7 +198,5 @@ def _table(entries: list[ModelEntry]) -> Table:
         remark = entry.reason
         if entry.engine is not None:
             remark = f"{entry.engine.limits.max_rows} rows of {entry.engine.state_bytes_per_row:,} bytes"
-        table.add_row(
-            entry.name, str(entry.version), f"[{style}]{entry.state}[/]", entry.variant or "", remark
-        )
+        table.add_row(entry.name, str(entry.version), f"[{style}]{entry.state}[/]", entry.variant or "", remark)
     return table

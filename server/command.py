@@ -32,9 +32,7 @@ def serve(config: Path | None = None, ready_file: Path | None = None, **flags: A
 
 def _parameters() -> Iterator[inspect.Parameter]:
     config = Annotated[Path | None, typer.Option(help="YAML file with settings.", dir_okay=False)]
-    ready = Annotated[
-        Path | None, typer.Option(help="File to write host:port to, once the models are loaded.")
-    ]
+    ready = Annotated[Path | None, typer.Option(help="File to write host:port to, once the models are loaded.")]
     for name, field in ServerSettings.model_fields.items():
         if name != "engine":
             yield _parameter(name, field, "Server")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -19,6 +20,18 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _WINDOW = 24
 _CONTEXT = 4
 """Ids kept when a window is cut: decoders that join or strip spaces look one token back."""
+
+
+def load_tokenizer(file: Path) -> Tokenizer:
+    """Load a bundle's tokenizer for prompts: a text that spells a special token is only text, nothing is cut or padded.
+
+    The first is a matter of safety (a prompt must not be able to end itself), and the file does not record it.
+    """
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 class TextStream:

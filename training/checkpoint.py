@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 from torch import nn
 
 from statewise.bundle import hash_file
@@ -24,6 +24,7 @@ from statewise.manifest import FileName, ModelName, Sha256, SpecialTokens, Stric
 from statewise.manifest_file import describe
 from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
 from training.files import atomic_file, write_atomically
+from training.standardized import Standardized
 from training.weights import load_weights, read_weights, save_weights
 
 CHECKPOINT_FILE = "checkpoint.json"
@@ -34,8 +35,8 @@ TOKENIZER_FILE = "tokenizer.json"
 class Standardization(Strict):
     """What was subtracted from each feature of a series, and what it was then divided by."""
 
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    mean: tuple[FiniteFloat, ...]
+    deviation: tuple[FiniteFloat, ...]
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Standardization:
@@ -69,6 +70,21 @@ class Checkpoint:
     tokenizer_file: Path | None
     folder: Path
     standardization: Standardization | None = None
+
+    def in_raw_units(self) -> nn.Module:
+        """The module as it is served: it reads and gives the series as it was before standardisation.
+
+        Raises ConfigError where the standardisation is not one number per feature of the model.
+        """
+        if self.standardization is None:
+            return self.module
+        features = getattr(self.plugin.spec(self.config).input, "features", 0)
+        if len(self.standardization.mean) != features:
+            raise ConfigError(
+                f"{self.folder / CHECKPOINT_FILE}: standardization is of {len(self.standardization.mean)} features, "
+                f"but the model reads {features or 'tokens'}"
+            )
+        return Standardized(self.module, self.standardization.mean, self.standardization.deviation).eval()
 
 
 def save_checkpoint(

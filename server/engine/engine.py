@@ -29,11 +29,14 @@ from statewise.errors import (
     UnavailableError,
 )
 from statewise.manifest import Manifest, TokenInput
+from statewise.text import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
 STEP_TIMEOUT_SECONDS = 60.0
 """A run that takes longer makes the engine unhealthy."""
+
+CLOSE_TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -85,10 +88,7 @@ class Engine:
         )
         runner.warm_up()
         file = bundle.manifest.tokenizer
-        tokenizer = Tokenizer.from_file(str(bundle.path(file))) if file else None
-        if tokenizer is not None:
-            # Else a prompt that spells "<end>" would be read as the end token.
-            tokenizer.encode_special_tokens = True
+        tokenizer = load_tokenizer(bundle.path(file)) if file else None
         return cls(bundle.manifest, variant_name, runner, tokenizer, settings)
 
     @property
@@ -150,13 +150,13 @@ class Engine:
                 self._lock.wait(timeout=min(0.05, grace))
 
     def close(self) -> None:
-        """End the thread; what still runs fails with UnavailableError."""
+        """End the thread; what still runs fails with UnavailableError. A run that hangs is left behind."""
         with self._lock:
             self._accepting = False
             self._closing = True
             self._lock.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(CLOSE_TIMEOUT_SECONDS)
 
     def _check_room(self, num_items: int) -> None:
         if not self._accepting:

@@ -74,16 +74,16 @@ class Limits:
             outside = prompt[(prompt < 0) | (prompt >= spec.input.vocabulary_size)]
             if len(outside):
                 raise InvalidRequestError(
-                    f"token {outside[0]} is outside the vocabulary (0 to {spec.input.vocabulary_size - 1})",
-                    field="prompt.tokens",
+                    f"id {outside[0]} is outside the vocabulary (0 to {spec.input.vocabulary_size - 1})",
+                    field="tokens.ids",
                 )
         elif prompt.ndim != 2 or prompt.shape[1] != spec.input.features:
             raise InvalidRequestError(
                 f"has {prompt.shape[-1]} features per item, the model reads {spec.input.features}",
-                field="prompt.vectors",
+                field="vectors.features",
             )
         elif not np.isfinite(prompt).all():
-            raise InvalidRequestError("holds NaN or infinity", field="prompt.vectors")
+            raise InvalidRequestError("holds NaN or infinity", field="vectors.values")
 
     def _check_stop_strings(self, stop_strings: tuple[str, ...], *, has_tokenizer: bool) -> None:
         if len(stop_strings) > self.max_stop_strings:

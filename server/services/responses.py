@@ -41,17 +41,14 @@ def response_of(delta: Delta) -> pb.GenerateResponse:
 def _log_probabilities(entries: Iterable[TokenLogProbability]) -> Iterable[pb.TokenLogProbability]:
     for entry in entries:
         top = [
-            pb.TokenLogProbability(token=token, log_probability=log_probability)
-            for token, log_probability in entry.top
+            pb.TokenLogProbability(token=token, log_probability=log_probability) for token, log_probability in entry.top
         ]
         yield pb.TokenLogProbability(token=entry.token, log_probability=entry.log_probability, top=top)
 
 
 def model_of(entry: ModelEntry) -> pb.Model:
     """Describe one model of the repository, loaded or not."""
-    model = pb.Model(
-        name=entry.name, version=entry.version, state=_STATES[entry.state], reason=entry.reason or ""
-    )
+    model = pb.Model(name=entry.name, version=entry.version, state=_STATES[entry.state], reason=entry.reason or "")
     if entry.manifest is not None:
         _describe_manifest(model, entry)
     if entry.engine is not None:

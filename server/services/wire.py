@@ -32,9 +32,7 @@ def explain(descriptor: Descriptor, raw: bytes) -> StatewiseError:
     try:
         message = _bytes_twin(descriptor).FromString(raw)
     except DecodeError:
-        return InternalError(
-            f"the request is no {descriptor.full_name} message: its protobuf encoding is damaged"
-        )
+        return InternalError(f"the request is no {descriptor.full_name} message: its protobuf encoding is damaged")
     return InvalidRequestError("is not valid UTF-8", field=_field_with_bad_text(message))
 
 

@@ -76,9 +76,7 @@ class AsyncClient:
             call = self._stub.Generate(request, timeout=options.get("timeout", self._timeout))
         return AsyncChunkStream(call, self.address)
 
-    async def generate(
-        self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]
-    ) -> Generation:
+    async def generate(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> Generation:
         """Continue a prompt, and return the whole answer; options as in `GenerateOptions`."""
         async with self.stream(model, prompt, **options) as chunks:
             return core.fold([chunk async for chunk in chunks])

@@ -120,8 +120,7 @@ def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
         _set(request.tokens, "ids", items.tolist())
     else:
         raise InvalidRequestError(
-            "must be text, integers [time] or floats [time, features], "
-            f"got {items.dtype} {list(items.shape)}",
+            f"must be text, integers [time] or floats [time, features], got {items.dtype} {list(items.shape)}",
             field="prompt",
         )
 
@@ -148,11 +147,7 @@ def chunk_from(response: pb.GenerateResponse) -> Chunk:
         log_probabilities=tuple(map(_log_probability, response.log_probabilities)),
         finish_reason=_FINISH_REASONS.get(response.finish_reason),
         usage=Usage(usage.prompt_tokens, usage.completion_tokens) if response.HasField("usage") else None,
-        info=(
-            GenerationInfo(info.model, info.version, info.variant, info.seed)
-            if response.HasField("info")
-            else None
-        ),
+        info=(GenerationInfo(info.model, info.version, info.variant, info.seed) if response.HasField("info") else None),
     )
 
 
@@ -161,9 +156,7 @@ def _vectors(message: pb.VectorSequence) -> NDArray[np.float32]:
 
 
 def _log_probability(message: pb.TokenLogProbability) -> TokenLogProbability:
-    return TokenLogProbability(
-        message.token, message.log_probability, tuple(map(_log_probability, message.top))
-    )
+    return TokenLogProbability(message.token, message.log_probability, tuple(map(_log_probability, message.top)))
 
 
 def fold(chunks: Iterable[Chunk]) -> Generation:

@@ -24,14 +24,10 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from standard input.")] = "",
     address: Address = DEFAULT_ADDRESS,
     max_tokens: Annotated[int | None, typer.Option(help="Most items to generate.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy, 1 the model's own distribution.")
-    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy, 1 the model's own distribution.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most probable tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the most probable tokens of this mass.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Keep tokens this much as probable as the first.")
-    ] = None,
+    min_p: Annotated[float | None, typer.Option(help="Keep tokens this much as probable as the first.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text to stop at; may be repeated.")] = None,
     logprobs: Annotated[
@@ -53,11 +49,12 @@ def generate(
     )
     started = time.monotonic()
     with Client(address) as client, client.stream(model, _prompt(prompt, tokens), **options) as stream:
+        has_text = as_json or client.model(model).has_tokenizer
         chunks = []
         for chunk in stream:
             chunks.append(chunk)
             if not as_json:
-                _print_chunk(chunk)
+                _print_chunk(chunk, has_text=has_text)
     generation, seconds = fold(chunks), time.monotonic() - started
     if as_json:
         print(json.dumps(_as_dict(generation), ensure_ascii=False))
@@ -76,13 +73,11 @@ def _prompt(prompt: str, tokens: str | None) -> Prompt:
     try:
         return [int(token) for token in tokens.split(",") if token.strip()]
     except ValueError as error:
-        raise InvalidRequestError(
-            f'must be ids with commas, as "1,2,3", got {tokens!r}', field="--tokens"
-        ) from error
+        raise InvalidRequestError(f'must be ids with commas, as "1,2,3", got {tokens!r}', field="--tokens") from error
 
 
-def _print_chunk(chunk: Chunk) -> None:
-    text = chunk.text
+def _print_chunk(chunk: Chunk, *, has_text: bool) -> None:
+    text = chunk.text if has_text else "".join(f"{token} " for token in chunk.tokens)
     if chunk.vectors is not None:
         text = "".join(" ".join(f"{value:.6g}" for value in vector) + "\n" for vector in chunk.vectors)
     print(text, end="", flush=True)

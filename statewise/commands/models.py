@@ -29,12 +29,11 @@ def models(
 
 
 def _table(found: list[Model]) -> Table:
-    table = Table("model", "version", "state", "variant", "plugin", "input", "running", "waiting", "remark")
+    table = Table("model", "state", "variant", "plugin", "input", "running", "waiting", "remark")
     for model in found:
         style = {"ready": "green", "refused": "red"}.get(model.state, "yellow")
         table.add_row(
-            model.name,
-            str(model.version),
+            f"{model.name}/{model.version}",
             f"[{style}]{model.state}[/]",
             model.variant,
             model.plugin,

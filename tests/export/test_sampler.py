@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -246,6 +246,49 @@ def test_a_row_does_not_depend_on_its_company() -> None:
         assert parts(run([row], num_top=5), 0) == whole
         assert parts(run([rows[index - 1], row], num_top=5), 1) == whole
         assert parts(shuffled, order.index(index)) == whole
+
+
+def border_of(row: Row) -> tuple[np.float32, np.float32]:
+    """Return two neighbouring uniform numbers that give the row, alone, two different tokens."""
+    first = run([row])[0][0]
+    # As integers, floats that are not negative lie in order, so that halving ends at neighbours.
+    low, high = (int(np.float32(value).view(np.int32)) for value in (row.uniform, LARGEST))
+    while high - low > 1:
+        middle = (low + high) // 2
+        here = run([replace(row, uniform=np.int32(middle).view(np.float32))])[0][0]
+        low, high = (middle, high) if here == first else (low, middle)
+    return np.int32(low).view(np.float32), np.int32(high).view(np.float32)
+
+
+def test_a_draw_at_the_very_border_does_not_depend_on_its_company() -> None:
+    """The last number that gives one token and the first that gives another do so in every batch: no bit differs."""
+    rows = [row for row in company()[:8] if not row.params.is_greedy]
+    at_borders = [
+        [replace(row, uniform=number) for row, number in zip(rows, side, strict=True)]
+        for side in zip(*map(border_of, rows), strict=True)
+    ]
+    below, above = ([int(run([row])[0][0]) for row in side] for side in at_borders)
+
+    assert all(one != other for one, other in zip(below, above, strict=True))
+    for batch, alone in zip(at_borders, (below, above), strict=True):
+        for shift in range(len(batch)):
+            assert run(batch[shift:] + batch[:shift])[0].tolist() == alone[shift:] + alone[:shift]
+
+
+@pytest.mark.parametrize("size", [300, 512, 5000])
+def test_the_largest_number_stays_inside_the_vocabulary(size: int) -> None:
+    """The largest uniform number draws a token that exists, however the sums of the blocks were rounded."""
+    rng = np.random.default_rng(size + 4)
+    rows = [
+        Row(rng.normal(0, 1, size).astype(np.float32), SamplingParams(temperature=t), LARGEST)
+        for t in (1.0, 5.0, 50.0)
+        for _ in range(100)
+    ]
+
+    tokens = run(rows)[0]
+
+    assert tokens.max() < size
+    assert max(map(expected, rows)) < size
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])

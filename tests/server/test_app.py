@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import subprocess
@@ -56,8 +55,7 @@ def test_health_follows_loading_and_stopping() -> None:
         await look()
         await application.load()
         await look()
-        application.barrier.is_draining = True
-        await application._health.enter_graceful_shutdown()
+        await application.refuse_new_calls()
         await look()
         await application.stop(0)
         return seen
@@ -115,7 +113,7 @@ def test_metrics_count_calls_and_items() -> None:
     port = free_port()
     with running_server(metrics_port=port) as server, Client(server.address) as client:
         client.generate("text", "a", max_tokens=5, ignore_end_token=True)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:  # noqa: S310 # loopback
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
             page = response.read().decode()
 
     assert f'statewise_calls_total{{code="OK",method="/{SERVICE}/Generate"}} 1.0' in page
@@ -167,7 +165,7 @@ def test_sigterm_lets_a_stream_complete_and_refuses_new_calls(tmp_path: Path) ->
     assert (chunks[-1].finish_reason, sum(len(chunk.tokens) for chunk in chunks)) == ("length", 20_000)
     assert process.returncode == 0, output
     assert "ready at 127.0.0.1:" in output
-    assert "changed since it was written" in "".join(output.split("│")).replace("\n", " ") or "refused" in output
+    assert "broken/1: refused: step.cpu-float32.onnx: changed since it was written" in output
     assert not ready.exists()
 
 
@@ -186,13 +184,13 @@ def test_sigterm_ends_a_stream_that_outlasts_the_grace(tmp_path: Path) -> None:
 
 
 def test_sigterm_while_loading_exits_cleanly(tmp_path: Path) -> None:
-    """A server that is told to stop before it is ready stops with code 0, and never says that it is ready."""
+    """A server that is told to stop before it is ready exits with 0 and never says that it is."""
     process, ready = start(tmp_path)
     assert process.stdout is not None
+    # The first line of the log comes from the first model that is being loaded.
     line = process.stdout.readline()
-    assert "loading" in line or "INFO" in line
 
-    os.kill(process.pid, signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
 
     assert process.returncode == 0, line + output

@@ -64,7 +64,7 @@ def test_mistake_in_the_file_is_named(tmp_path: Path, text: str, message: str) -
 
 def test_every_mistake_is_named_at_once() -> None:
     """Two mistakes do not need two runs."""
-    with pytest.raises(ConfigError, match="port: .*\n.*log_level: "):
+    with pytest.raises(ConfigError, match=r"port: .*\n.*log_level: "):
         load_settings({"models": Path(), "port": -1, "log_level": "loud"})
 
 

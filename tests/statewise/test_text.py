@@ -1,11 +1,13 @@
 """Incremental text: the pieces are the whole, however the ids arrive."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from statewise.text import TextStream
+from statewise.text import TextStream, load_tokenizer
 
 CORPUS = [
     "the cat sat on the mat",
@@ -173,3 +175,15 @@ def test_endless_invalid_bytes_hold_back_little(make) -> None:
 
     assert len(given_text) >= 1900
     assert set(given_text) == {"\ufffd"}
+
+
+def test_prompt_that_spells_a_special_token_is_text(tmp_path: Path) -> None:
+    """A loaded tokenizer never makes a special token of what a user wrote, and cuts nothing."""
+    tokenizer = make_bpe()
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+
+    ids = load_tokenizer(tmp_path / "tokenizer.json").encode("a <end> b").ids
+
+    assert tokenizer.token_to_id("<end>") not in ids
+    assert len(ids) > 2

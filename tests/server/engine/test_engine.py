@@ -119,8 +119,8 @@ def test_a_stop_string_cuts_the_text_before_it(engine_of: EngineOf) -> None:
     ("change", "field"),
     [
         ({"prompt": np.array([], np.int64)}, "prompt"),
-        ({"prompt": np.array([5, 300])}, "prompt.tokens"),
-        ({"prompt": np.array([-1])}, "prompt.tokens"),
+        ({"prompt": np.array([5, 300])}, "tokens.ids"),
+        ({"prompt": np.array([-1])}, "tokens.ids"),
         ({"prompt": np.zeros(101, np.int64)}, "prompt"),
         ({"max_tokens": 0}, "stop.max_tokens"),
         ({"max_tokens": 51}, "stop.max_tokens"),

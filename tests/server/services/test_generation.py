@@ -78,11 +78,11 @@ BAD_REQUESTS = {
     ),
     "an id below the vocabulary": (
         request(tokens=pb.TokenSequence(ids=[5, -1])),
-        "tokens.ids: id -1 at position 1",
+        "tokens.ids: id -1",
     ),
     "an id above the vocabulary": (
         request(tokens=pb.TokenSequence(ids=[258])),
-        "tokens.ids: id 258 at position 0 is outside the vocabulary (0 to 257)",
+        "tokens.ids: id 258 is outside the vocabulary (0 to 257)",
     ),
     "text too long": (request(text="a" * 64), "text: the prompt has 65 items"),
     "long text too long": (request(text="a" * 5000), "text: the prompt has 5001 items"),

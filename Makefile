@@ -1,0 +1,56 @@
+# Every target sets itself up: Python 3.11 or later and make are all that a machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROTO_OUT ?= .
+
+# ONNX Runtime's wheels send telemetry unless this is set before they are imported.
+export ORT_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint protos bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## train, certify, serve and stream a small model: about two minutes, results in demo/
+	$(BIN)/statewise demo
+
+test: lint  ## run all checks, then all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## check style, types and the imports between packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+protos: $(READY)  ## regenerate statewise/v1 from protos/
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) \
+	  --grpc_python_out=$(PROTO_OUT) protos/statewise/v1/*.proto
+
+bench: $(READY)  ## measure the engine against a bare loop, PyTorch and itself through gRPC
+	$(BIN)/python -m benchmarks.recurrent
+
+clean:  ## remove the virtual environment, caches and demo/
+	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Once; again when what is wanted has changed. ensurepip is what Debian keeps in a package of its own.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "Python 3.11 or later is needed, and there is no $(PYTHON) here." >&2; \
+	  echo "On Debian or Ubuntu: apt install python3 python3-venv; elsewhere: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or later is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments." >&2; \
+	  echo "On Debian or Ubuntu: apt install python3-venv (with its version, as python3.12-venv, if PYTHON names one)" >&2; \
+	  exit 1; }
+	@echo "Setting up $(VENV): a minute or more, mostly for PyTorch"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@

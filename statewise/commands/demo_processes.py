@@ -1,0 +1,125 @@
+"""The demo's child processes: each a real `statewise` command, and none outlives the demo."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_PATIENCE = 30.0
+"""Seconds in which a child that was asked to stop may write its checkpoint or end its streams."""
+
+_READY_WITHIN = 120.0
+"""Seconds in which the server must have loaded its models."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A server that answers."""
+
+    address: str
+    pid: int
+    log: Path
+
+
+def run_step(arguments: Sequence[str], console: Console, *, quiet: bool = False) -> None:
+    """Run `statewise ARGUMENTS` at this terminal. Exits with the code of a command that fails."""
+    shown = shlex.join(["statewise", *arguments])
+    if not quiet:
+        console.print(f"[dim]$ {escape(shown)}[/]")
+    with _child(arguments) as process:
+        code = process.wait()
+    if code:
+        _give_up(f"`{shown}` failed with exit code {_shell_code(code)}; its own message is above", code)
+
+
+@contextmanager
+def serving(models: Path, port: int, folder: Path, max_rows: int) -> Iterator[Serving]:
+    """Serve a repository from a child process, with its log in `folder`.
+
+    Exits with the server's code where it does not get ready.
+    """
+    log, ready = folder / "server.log", folder / ".ready"
+    ready.unlink(missing_ok=True)
+    arguments = ["serve", "--models", str(models), "--port", str(port), "--max-rows", str(max_rows)]
+    with log.open("wb") as output, _child([*arguments, "--ready-file", str(ready)], output) as process:
+        yield Serving(_wait_until_ready(process, ready, log), process.pid, log)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into SystemExit, so that `finally` ends the children."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        # A second Ctrl-C must not break off the ending of the children, which is bounded in time.
+        for other in _SIGNALS:
+            signal.signal(other, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _child(arguments: Sequence[str], output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    # -P: a folder named `server` or `training` in the working directory must not hide ours. A process group of
+    # its own: Ctrl-C then reaches the demo alone, which passes on one signal, by the child's id.
+    command = [sys.executable, "-P", "-m", "statewise", *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0)
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE)
+            return
+        process.kill()
+        process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path) -> str:
+    deadline = time.monotonic() + _READY_WITHIN
+    while not ready.exists():
+        if (code := process.poll()) is not None:
+            _give_up(f"the server ended with exit code {_shell_code(code)}:\n{_tail(log)}", code)
+        if time.monotonic() > deadline:
+            _give_up(f"the server was not ready after {_READY_WITHIN:g} s; its log is {log}", 1)
+        time.sleep(0.05)
+    return ready.read_text()
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _give_up(message: str, code: int) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]demo:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(_shell_code(code))
+
+
+def _shell_code(code: int) -> int:
+    """Return an exit code as a shell gives it: 128 + n for a process that signal n ended."""
+    return code if code >= 0 else 128 - code

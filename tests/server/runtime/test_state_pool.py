@@ -1,0 +1,145 @@
+"""Rows of the state pool against a list of plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from server.runtime.state_pool import StatePool
+from statewise.manifest import StateSpec
+
+MAX_ROWS = 5
+SPECS = (
+    StateSpec(name="hidden", shape=("row", 3)),
+    StateSpec(name="window", shape=("row", 2, 2), dtype="int64"),
+)
+
+rows = st.integers(0, MAX_ROWS - 1)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Any sequence of runs and row operations leaves in each row what a plain list would hold.
+
+    A run writes a new number to each of its rows, over whatever the other buffer held before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = StatePool(SPECS, MAX_ROWS)
+        self.expected = [0] * MAX_ROWS
+        self.in_use = 1
+        self.counter = 0
+        self.saved: list[tuple[Any, int]] = []
+
+    def run_rows(self, start: int, stop: int) -> None:
+        for row in range(start, stop):
+            self.counter += 1
+            self.expected[row] = self.counter
+            for buffer in self.pool.next.values():
+                buffer[row] = self.counter
+        self.pool.commit(slice(start, stop), self.in_use)
+
+    @precondition(lambda self: self.in_use < MAX_ROWS)
+    @rule()
+    def join(self) -> None:
+        self.pool.clear_row(self.in_use)
+        self.expected[self.in_use] = 0
+        self.in_use += 1
+
+    @precondition(lambda self: self.in_use > 1)
+    @rule(row=rows)
+    def leave(self, row: int) -> None:
+        self.in_use -= 1
+        row %= self.in_use + 1
+        self.pool.copy_row(self.in_use, row)
+        self.expected[row] = self.expected[self.in_use]
+
+    @rule()
+    def run_all(self) -> None:
+        self.run_rows(0, self.in_use)
+
+    @rule(start=rows, count=rows)
+    def run_some(self, start: int, count: int) -> None:
+        start %= self.in_use
+        self.run_rows(start, min(start + count + 1, self.in_use))
+
+    @rule(source=rows, other=rows)
+    def copy(self, source: int, other: int) -> None:
+        source, other = source % self.in_use, other % self.in_use
+        self.pool.copy_row(source, other)
+        self.expected[other] = self.expected[source]
+
+    @rule(row=rows)
+    def save(self, row: int) -> None:
+        self.saved.append((self.pool.save_row(row % self.in_use), self.expected[row % self.in_use]))
+
+    @precondition(lambda self: self.saved)
+    @rule(row=rows, which=st.integers(0, 99))
+    def load(self, row: int, which: int) -> None:
+        saved, value = self.saved[which % len(self.saved)]
+        self.pool.load_row(row % self.in_use, saved)
+        self.expected[row % self.in_use] = value
+
+    @invariant()
+    def rows_hold_what_they_should(self) -> None:
+        for row in range(self.in_use):
+            for buffer in self.pool.current.values():
+                assert (buffer[row] == self.expected[row]).all()
+
+
+TestPool = PoolMachine.TestCase
+TestPool.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_a_run_over_all_rows_swaps_the_buffers() -> None:
+    """When every row in use was run, nothing is copied: the two buffers change places."""
+    pool = StatePool(SPECS, MAX_ROWS)
+    current, after = pool.current, pool.next
+
+    pool.commit(slice(0, 3), 3)
+
+    assert pool.current is after
+    assert pool.next is current
+
+
+def test_a_run_over_some_rows_copies_them_back() -> None:
+    """When other rows were not run, the buffer that holds their state stays the current one."""
+    pool = StatePool(SPECS, MAX_ROWS)
+    current = pool.current
+    current["hidden"][0] = 7
+    pool.next["hidden"][1:3] = 8
+
+    pool.commit(slice(1, 3), 4)
+
+    assert pool.current is current
+    assert pool.current["hidden"][:, 0].tolist() == [7, 8, 8, 0, 0]
+
+
+def test_a_batch_is_a_view() -> None:
+    """The first rows of a buffer lie together in memory, so a run reads and writes them in place."""
+    pool = StatePool(SPECS, MAX_ROWS)
+
+    view = pool.current["window"][0:3]
+
+    assert np.shares_memory(view, pool.current["window"])
+    assert view.flags.c_contiguous
+
+
+def test_a_saved_row_does_not_change_with_the_pool() -> None:
+    """What save_row gave is a copy: later runs do not reach it."""
+    pool = StatePool(SPECS, MAX_ROWS)
+    pool.current["hidden"][2] = 5
+    saved = pool.save_row(2)
+
+    pool.clear_row(2)
+
+    assert saved["hidden"].tolist() == [5, 5, 5]
+
+
+def test_the_bytes_of_a_row_are_counted() -> None:
+    """Three float32 and four int64 numbers are 44 bytes."""
+    assert StatePool(SPECS, MAX_ROWS).bytes_per_row == 3 * 4 + 4 * 8
