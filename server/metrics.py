@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from server.engine.engine import Engine
     from server.repository import ModelEntry
 
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -70,13 +71,21 @@ class _EngineGauges(Collector):
     def __init__(self, entries: Callable[[], Iterable[ModelEntry]]) -> None:
         self._entries = entries
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        running = GaugeMetricFamily("statewise_rows_in_use", "Streams that hold a row.", labels=["model"])
-        waiting = GaugeMetricFamily("statewise_waiting", "Requests that wait for a row.", labels=["model"])
-        healthy = GaugeMetricFamily("statewise_healthy", "1 while the engine works.", labels=["model"])
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        gauge, counter = GaugeMetricFamily, CounterMetricFamily
+        families: list[tuple[GaugeMetricFamily | CounterMetricFamily, Callable[[Engine], float]]] = [
+            (gauge("statewise_rows_in_use", "Streams that hold a row.", labels=["model"]), lambda e: e.num_running),
+            (gauge("statewise_waiting", "Requests that wait for a row.", labels=["model"]), lambda e: e.num_waiting),
+            (gauge("statewise_healthy", "1 while the engine works.", labels=["model"]), lambda e: e.is_healthy),
+            (counter("statewise_steps", "Steps run.", labels=["model"]), lambda e: e.stats.num_steps),
+            (counter("statewise_step_seconds", "Seconds in steps.", labels=["model"]), lambda e: e.stats.busy_seconds),
+            (
+                counter("statewise_prompt_items", "Prompt items read.", labels=["model"]),
+                lambda e: e.stats.num_prompt_items,
+            ),
+        ]
         for entry in self._entries():
             if entry.engine is not None:
-                running.add_metric([entry.name], entry.engine.num_running)
-                waiting.add_metric([entry.name], entry.engine.num_waiting)
-                healthy.add_metric([entry.name], float(entry.engine.is_healthy))
-        return [running, waiting, healthy]
+                for family, read in families:
+                    family.add_metric([entry.name], read(entry.engine))
+        return [family for family, _ in families]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -20,7 +19,9 @@ from safetensors.torch import load, save_file
 
 import export.pipeline
 from export.trace import trace_step
+from statewise.bundle import hash_file
 from statewise.commands import main
+from statewise.manifest_file import decode_manifest, encode_manifest
 from statewise.plugins import load_plugin
 from tests.small_bundles import write_bundle
 from training.checkpoint import save_checkpoint
@@ -192,14 +193,13 @@ def forge(bundle: Path) -> None:
     weights = next(bundle.glob("weights.*.data"))
     numbers = np.fromfile(weights, np.float32)
     numbers[: len(numbers) // 2] += np.float32(0.01)
-    old = hashlib.sha256(weights.read_bytes()).hexdigest()
+    manifest = decode_manifest((bundle / "manifest.json").read_bytes())
     numbers.tofile(weights)
-    new = hashlib.sha256(weights.read_bytes()).hexdigest()
-    certificate, manifest = next(bundle.glob("certificate.*.json")), bundle / "manifest.json"
-    before = hashlib.sha256(certificate.read_bytes()).hexdigest()
-    certificate.write_text(certificate.read_text().replace(old, new))
-    after = hashlib.sha256(certificate.read_bytes()).hexdigest()
-    manifest.write_text(manifest.read_text().replace(old, new).replace(before, after))
+    certificate = next(bundle.glob("certificate.*.json"))
+    text = certificate.read_text().replace(manifest.files[weights.name], hash_file(weights))
+    certificate.write_text(text)
+    files = manifest.files | {file.name: hash_file(file) for file in (weights, certificate)}
+    (bundle / "manifest.json").write_bytes(encode_manifest(manifest.model_copy(update={"files": files})))
 
 
 def test_verify_finds_a_bundle_that_lies(statewise: Statewise, bundle: Path) -> None:
