@@ -63,7 +63,7 @@ def add_sampler(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: in
     (token,) = op.when(_all(op, is_greedy), lambda _: [greedy], sampled)
     total = op.ReduceSum(logits, op.constant([1]), keepdims=0)
     bad = op.Or(op.IsNaN(total), op.IsInf(total))
-    return Sampled(op.Where(bad, op.constant(-1), token), *_log_probabilities(op, logits, token))
+    return Sampled(op.Where(bad, op.constant(-1), token), *_log_probabilities(op, logits, token, vocabulary_size))
 
 
 def _parameter(op: GraphBuilder, index: int) -> str:
@@ -75,9 +75,8 @@ def _column(op: GraphBuilder, index: int) -> str:
 
 
 def _all(op: GraphBuilder, flags: str) -> str:
-    return op.Cast(
-        op.ReduceMin(op.Cast(flags, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL
-    )  # through int32: booleans do not reduce
+    # Through int32: booleans do not reduce.
+    return op.Cast(op.ReduceMin(op.Cast(flags, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)
 
 
 def _any(op: GraphBuilder, flags: str) -> str:
@@ -226,8 +225,8 @@ def _count(op: GraphBuilder, flags: str) -> str:
     return op.ReduceSum(op.Cast(flags, to=TensorProto.INT64), op.constant([1]), keepdims=1)
 
 
-def _log_probabilities(op: GraphBuilder, logits: str, token: str) -> tuple[str, ...]:
-    num_top = op.Reshape(INPUTS.num_top, op.constant([1]))
+def _log_probabilities(op: GraphBuilder, logits: str, token: str, vocabulary_size: int) -> tuple[str, ...]:
+    num_top = op.Min(op.Reshape(INPUTS.num_top, op.constant([1])), op.constant([vocabulary_size]))
 
     def compute(inner: GraphBuilder) -> list[str]:
         log_probabilities = inner.LogSoftmax(logits, axis=1)

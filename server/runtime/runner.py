@@ -55,7 +55,7 @@ class Runner:
 
         Raises BundleError where ONNX Runtime refuses one.
         """
-        variant = bundle.manifest.variants[variant_name]
+        variant = bundle.variant(variant_name)
         paths = [bundle.path(name) if name else None for name in (variant.step, variant.decode)]
         step, decode = (create_session(path, intra_op_threads=intra_op_threads) if path else None for path in paths)
         assert step is not None

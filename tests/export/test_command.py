@@ -3,99 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load, save_file
 
 import export.pipeline
 from export.trace import trace_step
 from statewise.bundle import hash_file
-from statewise.commands import main
 from statewise.manifest_file import decode_manifest, encode_manifest
-from statewise.plugins import load_plugin
+from tests.export.conftest import Outcome, Statewise, in_a_process
 from tests.small_bundles import write_bundle
-from training.checkpoint import save_checkpoint
-
-WEIGHTS = "model.safetensors"
-
-
-@dataclass
-class Outcome:
-    """What a command left behind."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def error(self) -> str:
-        """The one message after `error:`."""
-        assert "Traceback" not in self.stderr
-        assert self.stderr.count("error:") == 1, self.stderr
-        return self.stderr.partition("error:")[2].strip()
-
-
-def in_a_process(*arguments: str | Path) -> Outcome:
-    """Run `statewise` as a program of its own."""
-    command = [sys.executable, "-m", "statewise", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return Outcome(done.returncode, done.stdout, done.stderr)
-
-
-Statewise = Callable[..., Outcome]
-
-
-@pytest.fixture
-def statewise(capsys: pytest.CaptureFixture[str]) -> Statewise:
-    """Run the same command line in this process, which saves importing torch again."""
-
-    def run(*arguments: str | Path) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Outcome(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run
-
-
-def write_checkpoint(folder: Path) -> Path:
-    plugin = load_plugin("gru")
-    config = plugin.config_class.model_validate({"vocabulary_size": 19, "hidden_size": 16})
-    torch.manual_seed(3)
-    save_checkpoint(folder, name="small", plugin_name="gru", config=config, module=plugin.build(config))
-    return folder
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """Export once through the real program; the repository, and what the program said."""
-    folder = tmp_path_factory.mktemp("exported")
-    outcome = in_a_process(
-        "export", write_checkpoint(folder / "checkpoint"), "--to", folder / "models", "--report", "json"
-    )
-    return folder / "models", outcome
-
-
-@pytest.fixture
-def bundle(exported: tuple[Path, Outcome], tmp_path: Path) -> Path:
-    """Copy the exported bundle, so that a test may damage it."""
-    return Path(shutil.copytree(exported[0] / "small" / "1", tmp_path / "copy" / "small" / "1"))
 
 
 def test_export_makes_a_certified_bundle(exported: tuple[Path, Outcome]) -> None:
@@ -222,7 +142,7 @@ def test_verify_finds_a_bundle_that_lies(statewise: Statewise, bundle: Path) -> 
         "weights.cpu-float32.data",
         "certificate.cpu-float32.json",
         "checkpoint.json",
-        WEIGHTS,
+        "model.safetensors",
     ],
 )
 def test_verify_refuses_a_flipped_byte(statewise: Statewise, bundle: Path, name: str) -> None:
@@ -250,94 +170,6 @@ def test_verify_refuses_what_is_no_bundle(statewise: Statewise, tmp_path: Path) 
 
         assert outcome.code == 2
         assert message in outcome.error
-
-
-def read(checkpoint: Path) -> dict[str, torch.Tensor]:
-    # From memory: load_file maps the file, which is about to be written.
-    return load((checkpoint / WEIGHTS).read_bytes())
-
-
-def edit_weights(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = read(checkpoint)
-    change(tensors)
-    save_file(tensors, checkpoint / WEIGHTS)
-
-
-def remove(checkpoint: Path) -> None:
-    shutil.rmtree(checkpoint)
-
-
-def empty(checkpoint: Path) -> None:
-    for file in checkpoint.iterdir():
-        file.unlink()
-
-
-def pickle(checkpoint: Path) -> None:
-    torch.save(read(checkpoint), checkpoint / WEIGHTS)
-
-
-def cut(checkpoint: Path) -> None:
-    (checkpoint / WEIGHTS).write_bytes((checkpoint / WEIGHTS).read_bytes()[:-100])
-
-
-def poison(checkpoint: Path) -> None:
-    edit_weights(checkpoint, lambda tensors: tensors["output.bias"].fill_(float("nan")))
-
-
-def lose_a_tensor(checkpoint: Path) -> None:
-    edit_weights(checkpoint, lambda tensors: tensors.pop("rnn.weight_hh_l0"))
-
-
-def add_a_tensor(checkpoint: Path) -> None:
-    edit_weights(checkpoint, lambda tensors: tensors.update({"extra.weight": torch.zeros(2)}))
-
-
-def reshape_a_tensor(checkpoint: Path) -> None:
-    edit_weights(checkpoint, lambda tensors: tensors.update({"output.bias": torch.zeros(20)}))
-
-
-def change_a_weight(checkpoint: Path) -> None:
-    edit_weights(checkpoint, lambda tensors: tensors["output.bias"].add_(1))
-
-
-def unknown_plugin(checkpoint: Path) -> None:
-    record = checkpoint / "checkpoint.json"
-    record.write_text(record.read_text().replace('"gru"', '"mamba"'))
-
-
-def bad_config(checkpoint: Path) -> None:
-    record = checkpoint / "checkpoint.json"
-    record.write_text(record.read_text().replace('"hidden_size": 16', '"hidden_size": -16'))
-
-
-@pytest.mark.parametrize(
-    ("damage", "parts"),
-    [
-        (remove, ["checkpoint: no such folder", "statewise train"]),
-        (empty, ["has no checkpoint.json"]),
-        (pickle, [WEIGHTS, "is a pickle"]),
-        (cut, [WEIGHTS, "damaged"]),
-        (poison, [WEIGHTS, "output.bias", "NaN"]),
-        (lose_a_tensor, [WEIGHTS, "missing: rnn.weight_hh_l0"]),
-        (add_a_tensor, [WEIGHTS, "not part of this model: extra.weight"]),
-        (reshape_a_tensor, [WEIGHTS, "output.bias", "[20]", "[19]"]),
-        (change_a_weight, [WEIGHTS, "changed since"]),
-        (unknown_plugin, ["'mamba'", "gru, lstm, rnn"]),
-        (bad_config, ["checkpoint.json", "hidden_size"]),
-    ],
-)
-def test_a_bad_checkpoint_is_refused(
-    damage: Callable[[Path], None], parts: list[str], statewise: Statewise, checkpoint: Path, tmp_path: Path
-) -> None:
-    """Each is exit code 2 and one message that names the culprit; no repository is begun."""
-    damage(checkpoint)
-
-    outcome = statewise("export", checkpoint, "--to", tmp_path / "models")
-
-    assert outcome.code == 2
-    for part in parts:
-        assert part in outcome.error
-    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,11 @@ def test_top_p_keeps_every_token_of_that_prefix() -> None:
     assert sets == [{1}, {0, 1}, {0, 1, 2}]
 
 
+def test_top_p_ends_where_its_share_is_reached_exactly() -> None:
+    """Of four equally probable tokens, the two lowest ids hold half; a third is not needed."""
+    assert kept(np.zeros(4, np.float32), SamplingParams(top_p=0.5)) == {0, 1}
+
+
 @given(vectors, st.sampled_from([0.01, 0.1, 0.5, 1.0]), st.integers(0, 2**24 - 1))
 def test_min_p_excludes_what_is_too_far_below_the_most_probable(logits: FloatArray, min_p: float, uniform: int) -> None:
     """A token is drawn only if it is at least min_p times as probable as the most probable one."""
