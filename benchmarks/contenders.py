@@ -1,7 +1,7 @@
 """Ways to decode the same model greedily; each gives output tokens per second for a number of streams.
 
-Every contender runs in a process of its own (`python -m benchmarks.contenders NAME MODEL`), loads once, and then answers one
-JSON line for each line `streams tokens` that it reads.
+Every contender runs in a process of its own (`python -m benchmarks.contenders NAME MODEL`), loads once, and then
+answers one JSON line for each line `streams tokens` that it reads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Measure = Callable[[int, int], float]
 
 
 def bare_loop(bundle: Bundle) -> Measure:
-    """The step graph in a bare loop over run_with_iobinding: everything bound beforehand, state in place of the other."""
+    """The step graph in a bare loop over run_with_iobinding: everything bound beforehand, two state buffers."""
     from server.runtime.sessions import create_session
 
     session = create_session(bundle.path(bundle.manifest.variants["cpu-float32"].step))

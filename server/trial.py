@@ -150,9 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m server.trial", description="Load a bundle and warm it up."
-    )
+    parser = argparse.ArgumentParser(prog="python -m server.trial", description="Load a bundle and warm it up.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("variant")
     parser.add_argument("--max-rows", type=int, default=1)

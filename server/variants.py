@@ -14,9 +14,7 @@ _PREFERENCE = {
 }
 
 
-def choose_variant(
-    manifest: Manifest, requested: str | None, devices: Sequence[str] = ("cpu",)
-) -> tuple[str, str]:
+def choose_variant(manifest: Manifest, requested: str | None, devices: Sequence[str] = ("cpu",)) -> tuple[str, str]:
     """Return the variant to serve, by name, and why that one; `devices` are this machine's, best first.
 
     Raises BundleError where the bundle has no such variant, or none for this machine.
@@ -27,9 +25,7 @@ def choose_variant(
         if requested not in variants:
             raise BundleError(f"it has no variant {requested!r} (it has: {known})")
         if variants[requested].device not in devices:
-            raise BundleError(
-                f"variant {requested} needs {variants[requested].device}, which is not available here"
-            )
+            raise BundleError(f"variant {requested} needs {variants[requested].device}, which is not available here")
         return requested, "asked for"
     for device in devices:
         for precision in _PREFERENCE[device]:

@@ -106,9 +106,7 @@ def find_bundle(repository: Path, name: str, version: int | None = None) -> Path
         version = models[name][-1]
     elif version not in models[name]:
         known = ", ".join(map(str, models[name]))
-        raise NotFoundError(
-            f"model {name!r} has no version {version} in {repository} (versions there: {known})"
-        )
+        raise NotFoundError(f"model {name!r} has no version {version} in {repository} (versions there: {known})")
     return repository / name / str(version)
 
 
@@ -190,6 +188,4 @@ def _check_listing(manifest: Manifest, names: set[str]) -> None:
 def _check_hashes(manifest: Manifest, folder: Path) -> None:
     for name, expected in manifest.files.items():
         if hash_file(folder / name) != expected:
-            raise BundleError(
-                f"{name}: changed since it was written (its sha256 is not the one in {MANIFEST_FILE})"
-            )
+            raise BundleError(f"{name}: changed since it was written (its sha256 is not the one in {MANIFEST_FILE})")

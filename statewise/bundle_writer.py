@@ -111,9 +111,7 @@ def new_bundle(repository: Path, name: str, version: int | None = None) -> Itera
     that exists or is being written, and a disk that is full or failing.
     """
     if not is_model_name(name):
-        raise ConfigError(
-            f"{name!r} cannot be a model's name: letters, digits and . _ -, a letter or digit first"
-        )
+        raise ConfigError(f"{name!r} cannot be a model's name: letters, digits and . _ -, a letter or digit first")
     with ExitStack() as stack:
         with _writing(repository):
             repository.mkdir(parents=True, exist_ok=True)

@@ -45,11 +45,16 @@ def decode_manifest(data: bytes) -> Manifest:
 
 
 def describe(error: ValidationError) -> str:
-    """Put the faults that pydantic found on one line."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    """Put the faults that pydantic found on one line: field, what is wrong, and the value where it is short."""
+    faults = error.errors(include_url=False, include_context=False)
     return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'record'}: {fault['msg']}" for fault in faults[:5]
+        f"{'.'.join(map(str, fault['loc'])) or 'record'}: {fault['msg']}{_got(fault['input'])}" for fault in faults[:5]
     )
+
+
+def _got(value: Any) -> str:
+    is_plain = value is None or isinstance(value, bool | int | float | str)
+    return f" (got {value!r})" if is_plain and len(repr(value)) <= 60 else ""
 
 
 def _parse(data: bytes) -> dict[str, Any]:

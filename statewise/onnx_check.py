@@ -150,9 +150,7 @@ def _check_external(tensor: TensorProto, num_bytes: int, sizes: dict[str, int]) 
     offset = _natural(tensor, entries, "offset", 0)
     length = _natural(tensor, entries, "length", num_bytes)
     if length != num_bytes:
-        raise _RefusedError(
-            f"weight {tensor.name!r} declares {list(tensor.dims)}, but its length is {length} bytes"
-        )
+        raise _RefusedError(f"weight {tensor.name!r} declares {list(tensor.dims)}, but its length is {length} bytes")
     if offset + length > sizes[location]:
         raise _RefusedError(f"weight {tensor.name!r} ends beyond {location} ({sizes[location]} bytes)")
 

@@ -29,9 +29,7 @@ CONTENT = BundleContent(
     plugin="sum",
     plugin_config={"features": FEATURES},
     model=MODEL,
-    variants={
-        VARIANT: Variant(device="cpu", precision="float32", step=STEP, data=(DATA,), certificate=CERTIFICATE)
-    },
+    variants={VARIANT: Variant(device="cpu", precision="float32", step=STEP, data=(DATA,), certificate=CERTIFICATE)},
     created_with={"statewise": "0.1.0"},
 )
 

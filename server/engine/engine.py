@@ -9,13 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from server.engine.batch import decode, prefill
 from server.engine.limits import Limits
 from server.engine.request import Channel, Delta, GenerationRequest, Stream
-from server.engine.scheduler import Plan, Scheduler
+from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.settings import EngineSettings
 from server.runtime.runner import Runner, StepResult
@@ -28,7 +27,7 @@ from statewise.errors import (
     StatewiseError,
     UnavailableError,
 )
-from statewise.manifest import Manifest, TokenInput
+from statewise.manifest import Manifest
 from statewise.text import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,12 @@ class Engine:
     """
 
     def __init__(
-        self, manifest: Manifest, variant_name: str, runner: Runner, tokenizer: Tokenizer | None, settings: EngineSettings
+        self,
+        manifest: Manifest,
+        variant_name: str,
+        runner: Runner,
+        tokenizer: Tokenizer | None,
+        settings: EngineSettings,
     ) -> None:
         self.manifest = manifest
         self.variant_name = variant_name
@@ -173,7 +177,8 @@ class Engine:
         queued = sum(len(sequence.request.prompt) for sequence in waiting)
         if waiting and queued + num_items > limits.max_waiting_tokens:
             raise OverloadedError(
-                f"model {self.manifest.name!r}: {queued} prompt items wait (limit {limits.max_waiting_tokens}); retry later"
+                f"model {self.manifest.name!r}: {queued} prompt items wait "
+                f"(limit {limits.max_waiting_tokens}); retry later"
             )
 
     def _has_work(self) -> bool:
@@ -220,45 +225,23 @@ class Engine:
         if plan is None:
             return
         started = self._step_started = time.monotonic()
-        num_decoding, num_chunks = plan.num_decoding, len(plan.chunk_lengths)
-        in_step = self._scheduler.running[: num_decoding + num_chunks]
+        running = self._scheduler.running
+        decoding = running[: plan.num_decoding]
+        prefilling = running[plan.num_decoding :][: len(plan.chunk_lengths)]
         try:
-            decoded = self._decode(plan) if num_decoding else None
-            prefilled = self._prefill(plan) if num_chunks else None
-            self._commit(in_step[:num_decoding], decoded)
-            self._commit_prompts(in_step[num_decoding:], plan.chunk_lengths, prefilled)
+            decoded = decode(self._runner, decoding, plan.num_decode_steps, len(running)) if decoding else None
+            self._step_seconds = (time.monotonic() - started) / plan.num_decode_steps if decoding else 0.0
+            prefilled = prefill(self._runner, prefilling, plan.chunk_lengths, len(running)) if prefilling else None
+            self._commit(decoding, decoded)
+            self._commit_prompts(prefilling, plan.chunk_lengths, prefilled)
         except Exception as error:
             logger.exception("a step of model %s failed", self.manifest.name)
-            self._fail(in_step, InternalError(f"a step failed: {type(error).__name__}; the request may be retried"))
+            message = f"a step failed: {type(error).__name__}; the request may be retried"
+            self._fail([*decoding, *prefilling], InternalError(message))
         finally:
             self._step_started = None
             self.stats.num_steps += 1
             self.stats.busy_seconds += time.monotonic() - started
-
-    def _decode(self, plan: Plan) -> StepResult:
-        sequences = self._scheduler.running[: plan.num_decoding]
-        started = time.perf_counter()
-        items = np.array([sequence.last_item for sequence in sequences], self._item_dtype)[:, None]
-        uniforms = self._uniforms(sequences, plan.num_decode_steps)
-        self._set_adjustments(sequences)
-        result = self._runner.decode(plan.num_decoding, items, uniforms, num_rows=len(self._scheduler.running))
-        self._step_seconds = (time.perf_counter() - started) / plan.num_decode_steps
-        return result
-
-    def _prefill(self, plan: Plan) -> StepResult:
-        first = plan.num_decoding
-        rows = slice(first, first + len(plan.chunk_lengths))
-        sequences = self._scheduler.running[rows]
-        width = max(plan.chunk_lengths)
-        prompt = sequences[0].request.prompt
-        items = np.zeros((len(sequences), width, *prompt.shape[1:]), prompt.dtype)
-        for row, (sequence, length) in enumerate(zip(sequences, plan.chunk_lengths, strict=True)):
-            items[row, :length] = sequence.request.prompt[sequence.num_prefilled :][:length]
-        self._set_adjustments(sequences)
-        lengths = np.array(plan.chunk_lengths, np.int64)
-        return self._runner.step(
-            rows, items, lengths, self._uniforms(sequences, 1), num_rows=len(self._scheduler.running)
-        )
 
     def _commit(self, sequences: list[Sequence], result: StepResult | None) -> None:
         for row, sequence in enumerate(sequences):
@@ -283,18 +266,6 @@ class Engine:
             self._scheduler.release(sequence)
         return delta.is_last
 
-    def _uniforms(self, sequences: list[Sequence], count: int) -> NDArray[np.float32]:
-        numbers = np.zeros((len(sequences), count), np.float32)
-        for row, sequence in enumerate(sequences):
-            if not sequence.request.sampling.is_greedy:
-                numbers[row] = sequence.uniforms.take(sequence.num_output, count)
-        return numbers
-
-    def _set_adjustments(self, sequences: list[Sequence]) -> None:
-        for sequence in sequences:
-            if sequence.adjuster.changes or not sequence.num_output:
-                self._runner.sampler.adjustments[sequence.row] = sequence.adjuster.adjustment()
-
     def _fail(self, sequences: Iterable[Sequence], error: StatewiseError) -> None:
         for sequence in sequences:
             if sequence.row >= 0:
@@ -316,7 +287,3 @@ class Engine:
         news, self._news = self._news, defaultdict(list)
         for channel, entries in news.items():
             channel.deliver(entries)
-
-    @property
-    def _item_dtype(self) -> type[np.int64] | type[np.float32]:
-        return np.int64 if isinstance(self.manifest.model.input, TokenInput) else np.float32

@@ -67,9 +67,7 @@ class Limits:
                 "is empty, and the model has no start token to begin from; give at least one item", field="prompt"
             )
         if len(prompt) > self.max_prompt_tokens:
-            raise InvalidRequestError(
-                f"has {len(prompt)} items, the limit is {self.max_prompt_tokens}", field="prompt"
-            )
+            raise InvalidRequestError(f"has {len(prompt)} items, the limit is {self.max_prompt_tokens}", field="prompt")
         if isinstance(spec.input, TokenInput):
             outside = prompt[(prompt < 0) | (prompt >= spec.input.vocabulary_size)]
             if len(outside):

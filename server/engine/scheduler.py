@@ -22,7 +22,7 @@ class Plan:
 
 
 class Scheduler:
-    """Rows 0..num_decoding-1 decode, the rows behind them prefill; whoever leaves is replaced by the last of its kind."""
+    """Rows 0..num_decoding-1 decode, the rows behind them prefill; who leaves is replaced by the last of its kind."""
 
     def __init__(self, runner: Runner, settings: EngineSettings) -> None:
         self.waiting: deque[Sequence] = deque()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Self
 
@@ -97,15 +100,22 @@ def report(summary: DemoSummary, run: Path, models: Path, console: Console) -> N
         console.print(f"picture:   {path}")
     if summary.reused:
         console.print(f"reused:    {' and '.join(summary.reused)}; all of it was served and measured anew")
-    name = summary.training.name
+    name, program = summary.training.name, _program()
     console.print("\n[bold]Try next[/] (each on its own terminal where it goes on)")
     for command in (
-        f"statewise verify {models / name}",
-        f"statewise serve --models {models}",
-        f'statewise generate {name} "Lists are " --temperature 0.8',
-        f"statewise train {run / 'config.yaml'} --set model.hidden_size=512 --output runs/larger",
+        f"verify {models / name}",
+        f"serve --models {models}",
+        f'generate {name} "Lists are " --temperature 0.8',
+        f"train {run / 'config.yaml'} --set model.hidden_size=512 --output runs/larger",
     ):
-        console.print(f"  {command}")
+        console.print(f"  {program} {command}")
+
+
+def _program() -> str:
+    """The command as the user's shell finds it: by its path, where its environment is not the active one."""
+    beside = Path(sys.executable).with_name("statewise")
+    found = shutil.which("statewise")
+    return "statewise" if found and Path(found).samefile(beside) else os.path.relpath(beside)
 
 
 def _table(summary: DemoSummary) -> Table:

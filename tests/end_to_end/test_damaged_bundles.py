@@ -24,9 +24,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plugin = load_plugin("gru")
     config = plugin.config_class.model_validate({"vocabulary_size": 40, "hidden_size": 32})
     torch.manual_seed(1)
-    save_checkpoint(
-        folder / "checkpoint", name="gru", plugin_name="gru", config=config, module=plugin.build(config)
-    )
+    save_checkpoint(folder / "checkpoint", name="gru", plugin_name="gru", config=config, module=plugin.build(config))
     bundle = export_checkpoint(load_checkpoint(folder / "checkpoint"), folder / "models").folder
     assert bundle is not None
     return bundle

@@ -74,9 +74,7 @@ def closing() -> Iterator[list[Repository]]:
         repository.close(0.0)
 
 
-def loaded(
-    root: Path, closing: list[Repository], *, variant: str | None = None, trial: bool = False
-) -> Repository:
+def loaded(root: Path, closing: list[Repository], *, variant: str | None = None, trial: bool = False) -> Repository:
     repository = Repository(root, SETTINGS, variant, trial)
     closing.append(repository)
     repository.load_all()
@@ -117,9 +115,7 @@ def test_a_refused_version_gives_way_to_the_one_before(models: Path, closing: li
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    name=st.sampled_from([STEP, DATA, CERTIFICATE, "manifest.json"]), place=st.floats(0, 1, exclude_max=True)
-)
+@given(name=st.sampled_from([STEP, DATA, CERTIFICATE, "manifest.json"]), place=st.floats(0, 1, exclude_max=True))
 def test_any_flipped_byte_is_refused_beside_a_good_model(
     tmp_path_factory: pytest.TempPathFactory, name: str, place: float
 ) -> None:
@@ -167,9 +163,7 @@ def _use_custom_operator(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("trial", [True, False])
-def test_graphs_are_checked_with_and_without_a_trial(
-    tmp_path: Path, closing: list[Repository], trial: bool
-) -> None:
+def test_graphs_are_checked_with_and_without_a_trial(tmp_path: Path, closing: list[Repository], trial: bool) -> None:
     """A custom operator is refused where the trial checks the graph, and where the server does."""
     write_bundle(tmp_path, change=_use_custom_operator)
     repository = loaded(tmp_path, closing, trial=trial)

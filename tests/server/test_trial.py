@@ -76,9 +76,7 @@ def test_a_graph_that_crashes_onnx_runtime_is_refused(tmp_path: Path) -> None:
             model.functions.append(helper.make_function("local", f"F{level}", ["x"], ["y"], [call], opsets))
         end = helper.make_node("Neg", ["x"], ["y"])
         model.functions.append(helper.make_function("local", f"F{depth}", ["x"], ["y"], [end], opsets))
-        model.graph.node[3].CopyFrom(
-            helper.make_node("F0", ["new_state.sum"], ["next_items"], domain="local")
-        )
+        model.graph.node[3].CopyFrom(helper.make_node("F0", ["new_state.sum"], ["next_items"], domain="local"))
 
     with pytest.raises(BundleError, match="its trial was ended by SIGSEGV"):
         attempt(write_bundle(tmp_path, change=nest))
@@ -95,9 +93,7 @@ def _run_forever(model: onnx.ModelProto) -> None:
         [condition[1], carried[1]],
     )
     model.graph.initializer.extend([constant("trips", 2**62), constant("yes", True)])
-    model.graph.node[3].CopyFrom(
-        helper.make_node("Loop", ["trips", "yes", "new_state.sum"], ["next_items"], body=body)
-    )
+    model.graph.node[3].CopyFrom(helper.make_node("Loop", ["trips", "yes", "new_state.sum"], ["next_items"], body=body))
 
 
 def test_a_graph_that_never_ends_is_refused(tmp_path: Path) -> None:
@@ -118,9 +114,7 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
     def put_tokenizer(draft: BundleDraft) -> None:
         (draft.folder / "tokenizer.json").write_text('{"version": "1.0"')
 
-    folder = write_bundle(
-        tmp_path, before_commit=put_tokenizer, content=replace(CONTENT, tokenizer="tokenizer.json")
-    )
+    folder = write_bundle(tmp_path, before_commit=put_tokenizer, content=replace(CONTENT, tokenizer="tokenizer.json"))
 
     with pytest.raises(BundleError, match=r"tokenizer\.json: cannot be loaded"):
         attempt(folder)

@@ -27,9 +27,7 @@ def manifest(*names: str) -> Manifest:
         (["cpu-float32"], ["cuda", "cpu"], "cpu-float32"),
     ],
 )
-def test_the_best_variant_for_the_machine_is_chosen(
-    names: list[str], devices: list[str], chosen: str
-) -> None:
+def test_the_best_variant_for_the_machine_is_chosen(names: list[str], devices: list[str], chosen: str) -> None:
     """The machine's best device comes first; on it, the precision that is exact (CPU) or fast (CUDA)."""
     assert choose_variant(manifest(*names), None, devices)[0] == chosen
 
@@ -47,9 +45,7 @@ def test_a_variant_that_is_asked_for_is_taken() -> None:
         (["cuda-float16"], None, r"no variant for this machine's devices, cpu \(it has: cuda-float16\)"),
     ],
 )
-def test_a_bundle_without_a_fitting_variant_is_refused(
-    names: list[str], requested: str | None, reason: str
-) -> None:
+def test_a_bundle_without_a_fitting_variant_is_refused(names: list[str], requested: str | None, reason: str) -> None:
     """A bundle that this machine cannot run is refused with what it has."""
     with pytest.raises(BundleError, match=reason):
         choose_variant(manifest(*names), requested)

@@ -46,9 +46,7 @@ def test_a_certificate_that_passed_is_accepted(tmp_path: Path) -> None:
         ({"files": {STEP: "0" * 64, DATA: "0" * 64}}, f"another content of {STEP}, {DATA}"),
     ],
 )
-def test_a_certificate_of_something_else_is_refused(
-    tmp_path: Path, changes: dict[str, Any], reason: str
-) -> None:
+def test_a_certificate_of_something_else_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     """A certificate must have passed, and speak for this model, version, variant and these very files."""
     bundle = bundle_with(tmp_path, lambda draft: changed(draft, **changes))
 
@@ -69,9 +67,7 @@ def test_a_failed_certificate_can_be_read(tmp_path: Path) -> None:
     """A report shows a certificate that did not pass, even where its errors are not numbers."""
     bundle = bundle_with(
         tmp_path,
-        lambda draft: changed(draft, passed=False).replace(
-            '"max_relative_error": 0.0', '"max_relative_error": "NaN"'
-        ),
+        lambda draft: changed(draft, passed=False).replace('"max_relative_error": 0.0', '"max_relative_error": "NaN"'),
     )
 
     certificate = read_certificate(bundle, VARIANT)

@@ -53,9 +53,7 @@ def test_a_sound_graph_passes(tmp_path: Path) -> None:
 )
 def test_weights_outside_the_data_files_are_refused(tmp_path: Path, location: str) -> None:
     """External weights may lie in the variant's data files only, and be named plainly."""
-    refused(
-        tmp_path, lambda model: _replace_weight(model, external_weight(location)), "none of the data files"
-    )
+    refused(tmp_path, lambda model: _replace_weight(model, external_weight(location)), "none of the data files")
 
 
 def _replace_weight(model: onnx.ModelProto, weight: TensorProto) -> None:
@@ -204,9 +202,7 @@ def test_negative_declared_shapes_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     """Bytes that are no ONNX file at all are refused, although their hash is right."""
-    folder = write_bundle(
-        tmp_path, before_commit=lambda draft: (draft.folder / STEP).write_bytes(b"\xff" * 100)
-    )
+    folder = write_bundle(tmp_path, before_commit=lambda draft: (draft.folder / STEP).write_bytes(b"\xff" * 100))
 
     with pytest.raises(BundleError, match=f"^{STEP}: not an ONNX model"):
         check_graphs(open_bundle(folder), VARIANT)
