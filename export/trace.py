@@ -84,7 +84,7 @@ def _take_apart(model: ir.Model, new_state: tuple[str, ...]) -> TracedStep:
     weights: dict[str, NDArray[Any]] = {}
     for name, value in list(model.graph.initializers.items()):
         assert value.const_value is not None
-        weights[name] = np.ascontiguousarray(value.const_value.numpy())
+        weights[name] = np.asarray(value.const_value.numpy(), order="C")  # ascontiguousarray makes scalars vectors
         del model.graph.initializers[name]
     proto = ir.to_proto(model)
     if proto.functions:

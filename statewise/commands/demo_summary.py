@@ -115,7 +115,8 @@ def _program() -> str:
     """The command as the user's shell finds it: by its path, where its environment is not the active one."""
     beside = Path(sys.executable).with_name("statewise")
     found = shutil.which("statewise")
-    return "statewise" if found and Path(found).samefile(beside) else os.path.relpath(beside)
+    is_active = not beside.exists() or (found is not None and beside.samefile(found))
+    return "statewise" if is_active else os.path.relpath(beside)
 
 
 def _table(summary: DemoSummary) -> Table:
