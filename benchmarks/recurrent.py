@@ -25,10 +25,10 @@ from rich.table import Table
 from benchmarks.contenders import CONTENDERS
 from benchmarks.models import ensure_lstm, lstm_name
 
-TOKENS = {1: 512, 16: 256, 64: 256}
+TOKENS = 512
 
 SETTLE_SECONDS = 0.5
-"""PyTorch's worker threads spin for a while after their last task, at the expense of who is measured next."""
+"""Rest between two measurements."""
 
 
 class Contender:
@@ -63,6 +63,7 @@ def run(
     vocabulary: Annotated[list[int], typer.Option(help="Vocabulary sizes.")] = [256, 16_000],  # noqa: B006 - Typer's way
     streams: Annotated[list[int], typer.Option(help="Numbers of concurrent streams.")] = [1, 16, 64],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each; the median counts.")] = 5,
+    contender: Annotated[list[str], typer.Option(help="Who takes part.")] = list(CONTENDERS),
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("benchmarks/results.json"),
 ) -> None:
     """Measure a 2-layer LSTM, hidden 512, greedy, every contender in one run."""
@@ -70,7 +71,7 @@ def run(
     results: list[dict[str, Any]] = []
     for size in vocabulary:
         ensure_lstm(size)
-        contenders = {name: Contender(name, lstm_name(size)) for name in CONTENDERS}
+        contenders = {name: Contender(name, lstm_name(size)) for name in contender}
         try:
             for count in streams:
                 results.append(_measure(contenders, size, count, rounds))
@@ -85,9 +86,11 @@ def run(
 def _measure(contenders: dict[str, Contender], vocabulary: int, streams: int, rounds: int) -> dict[str, Any]:
     rates, resident = defaultdict(list), {}
     for number in track(range(rounds + 1), f"vocabulary {vocabulary}, {streams} streams", transient=True):
-        for name, contender in contenders.items():
+        # In another order each time: whoever follows PyTorch finds its worker threads still spinning.
+        names = list(contenders)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             time.sleep(SETTLE_SECONDS)
-            result = contender.measure(streams, TOKENS.get(streams, 256))
+            result = contenders[name].measure(streams, TOKENS)
             resident[name] = result["resident_mib"]
             if number:  # the first round warms up
                 rates[name].append(result["tokens_per_second"])
@@ -104,8 +107,12 @@ def _table(result: dict[str, Any]) -> Table:
     table = Table(title=f"LSTM 2 x 512, vocabulary {result['vocabulary']}, {result['streams']} streams")
     for column in ("", "tokens/s", "x eager", "x bare loop", "x engine", "RSS MiB"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, rate in rates.items():
-        ratios = [f"{rate / rates[base]:.2f}" for base in ("eager", "bare loop", "engine")]
+    for name in CONTENDERS:
+        if name not in rates:
+            continue
+        rate = rates[name]
+        bases = ("eager", "bare loop", "engine")
+        ratios = [f"{rate / rates[base]:.2f}" if base in rates else "" for base in bases]
         table.add_row(name, f"{rate:,.0f}", *ratios, f"{result['resident_mib'][name]:,.0f}")
     return table
 

@@ -51,19 +51,29 @@ class Sampled(NamedTuple):
 
 def add_sampler(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: int) -> Sampled:
     """Choose one token per row from logits `[row, vocabulary]` and uniform numbers `[row]`."""
-    adjusted = _adjust(op, logits)
-    temperature = _parameter(op, 0)
-    is_greedy = op.Equal(temperature, op.constant(0, np.float32))
-    greedy = op.ArgMax(adjusted, axis=1, keepdims=0)
 
-    def sampled(inner: GraphBuilder) -> list[str]:
-        drawn = _draw(inner, adjusted, temperature, is_greedy, uniform, vocabulary_size)
-        return [inner.Where(is_greedy, greedy, drawn)]
+    def adjusted(inner: GraphBuilder) -> list[str]:
+        return [_choose(inner, _adjust(inner, logits), uniform, vocabulary_size)]
 
-    (token,) = op.when(_all(op, is_greedy), lambda _: [greedy], sampled)
+    # The choice stands in both branches: handing the logits through an `If` would copy them.
+    has_entries = op.Cast(op.Size(INPUTS.adjust_ids), to=TensorProto.BOOL)
+    (token,) = op.when(has_entries, adjusted, lambda inner: [_choose(inner, logits, uniform, vocabulary_size)])
     total = op.ReduceSum(logits, op.constant([1]), keepdims=0)
     bad = op.Or(op.IsNaN(total), op.IsInf(total))
     return Sampled(op.Where(bad, op.constant(-1), token), *_log_probabilities(op, logits, token, vocabulary_size))
+
+
+def _choose(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: int) -> str:
+    temperature = _parameter(op, 0)
+    is_greedy = op.Equal(temperature, op.constant(0, np.float32))
+    greedy = op.ArgMax(logits, axis=1, keepdims=0)
+
+    def sampled(inner: GraphBuilder) -> list[str]:
+        drawn = _draw(inner, logits, temperature, is_greedy, uniform, vocabulary_size)
+        return [inner.Where(is_greedy, greedy, drawn)]
+
+    (token,) = op.when(_all(op, is_greedy), lambda _: [greedy], sampled)
+    return token
 
 
 def _parameter(op: GraphBuilder, index: int) -> str:
@@ -85,23 +95,16 @@ def _any(op: GraphBuilder, flags: str) -> str:
 
 def _adjust(op: GraphBuilder, logits: str) -> str:
     """Logit bias, then penalties, on the listed tokens only."""
-
-    def apply(inner: GraphBuilder) -> list[str]:
-        zero = inner.constant(0, np.float32)
-        bias, seen, repeats = (inner.Gather(INPUTS.adjust_values, inner.constant(index), axis=2) for index in range(3))
-        values = inner.Add(inner.GatherElements(logits, INPUTS.adjust_ids, axis=1), bias)
-        repetition, presence, frequency = (_column(inner, index) for index in (3, 4, 5))
-        repeated = inner.Where(
-            inner.Greater(values, zero), inner.Div(values, repetition), inner.Mul(values, repetition)
-        )
-        values = inner.Where(inner.Greater(seen, zero), repeated, values)
-        in_output = inner.Cast(inner.Greater(repeats, zero), to=TensorProto.FLOAT)
-        values = inner.Sub(values, inner.Mul(presence, in_output))
-        values = inner.Sub(values, inner.Mul(frequency, repeats))
-        return [inner.ScatterElements(logits, INPUTS.adjust_ids, values, axis=1)]
-
-    (adjusted,) = op.when(op.Cast(op.Size(INPUTS.adjust_ids), to=TensorProto.BOOL), apply, lambda _: [logits])
-    return adjusted
+    zero = op.constant(0, np.float32)
+    bias, seen, repeats = (op.Gather(INPUTS.adjust_values, op.constant(index), axis=2) for index in range(3))
+    values = op.Add(op.GatherElements(logits, INPUTS.adjust_ids, axis=1), bias)
+    repetition, presence, frequency = (_column(op, index) for index in (3, 4, 5))
+    repeated = op.Where(op.Greater(values, zero), op.Div(values, repetition), op.Mul(values, repetition))
+    values = op.Where(op.Greater(seen, zero), repeated, values)
+    in_output = op.Cast(op.Greater(repeats, zero), to=TensorProto.FLOAT)
+    values = op.Sub(values, op.Mul(presence, in_output))
+    values = op.Sub(values, op.Mul(frequency, repeats))
+    return op.ScatterElements(logits, INPUTS.adjust_ids, values, axis=1)
 
 
 def _draw(op: GraphBuilder, logits: str, temperature: str, is_greedy: str, uniform: str, vocabulary_size: int) -> str:

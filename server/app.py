@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+SWITCH_INTERVAL_SECONDS = 0.0005
 
 _HEALTH_INTERVAL = 1.0
 """Seconds between two looks at the engines."""
@@ -58,6 +61,7 @@ class Application:
         server = grpc.aio.server(interceptors=[self.barrier], options=_options(self.settings))
         limits = StreamLimits(
             self.settings.stream_interval_ms / 1000,
+            self.settings.max_messages_per_second,
             self.settings.max_buffered_items,
             self.settings.max_streams,
         )
@@ -130,6 +134,8 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
 def run(settings: ServerSettings, ready_file: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError where there is nothing to serve, or nowhere."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # An engine that comes back from a run must not wait long for the event loop to give up the interpreter.
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     application = Application(settings)
     if not application.repository.entries():
         raise ConfigError(

@@ -71,6 +71,9 @@ class ServerSettings(BaseSettings):
     stream_interval_ms: float = Field(default=15.0, ge=0, le=1000)
     """Least milliseconds between two messages of a stream after its first; 0 sends one for every step."""
 
+    max_messages_per_second: float = Field(default=1000.0, gt=0)
+    """Messages over all streams; with many streams each gets fewer of them, with more items in each."""
+
     grace_seconds: float = Field(default=20.0, ge=0)
     """How long running streams may go on after SIGTERM."""
 

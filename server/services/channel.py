@@ -2,7 +2,7 @@
 
 A mailbox gathers what a stream has gained until its reader takes it, so a stream that is behind gets all of
 it in one message. It also keeps messages apart: the first item leaves at once, later ones at most once per
-interval, because a message costs more than a step of a small model.
+interval, because a message costs more than a step of a small model. The more streams are open, the longer the interval.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Mailbox:
     """What one stream has gained and its reader has not taken yet; used from the event loop only."""
 
-    def __init__(self, interval: float, max_numbers: int, on_overflow: Callable[[], object]) -> None:
+    def __init__(self, interval: Callable[[], float], max_numbers: int, on_overflow: Callable[[], object]) -> None:
         self.has_overflowed = False
         self._interval = interval
         self._max_numbers = max_numbers
@@ -60,8 +60,13 @@ class Mailbox:
                 self._stop_timer()
         news, self._news = self._news, None
         self._num_numbers = 0
-        self._due = self._loop.time() + self._interval
+        self._due = self._next_tick()
         return news
+
+    def _next_tick(self) -> float:
+        # Ticks are the same for all streams: messages that leave together cost both ends one wake-up, not one each.
+        interval = self._interval()
+        return (self._loop.time() // interval + 1) * interval if interval else 0.0
 
     def _is_due(self) -> bool:
         return self._news is not None and (self._news.is_last or self._loop.time() >= self._due)
@@ -93,9 +98,17 @@ def _num_numbers(delta: Delta) -> int:
 class LoopChannel:
     """The engines' way into one event loop; implements `server.engine.request.Channel`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, min_interval: float, max_messages_per_second: float) -> None:
         self._loop = loop
+        self._min_interval = min_interval
+        self._max_messages_per_second = max_messages_per_second
         self._mailboxes: dict[Stream, Mailbox] = {}
+
+    def interval(self) -> float:
+        """Seconds between two messages of a stream: at least the setting, and longer where many streams are open."""
+        if not self._min_interval:
+            return 0.0
+        return max(self._min_interval, len(self._mailboxes) / self._max_messages_per_second)
 
     def open(self, stream: Stream, mailbox: Mailbox) -> None:
         """Deliver the stream's news to this mailbox from now on.

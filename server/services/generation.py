@@ -29,8 +29,10 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
 class StreamLimits:
     """How streams reach their readers."""
 
-    interval_seconds: float
-    """Least time between two messages of a stream after its first; 0 sends one for every step."""
+    min_interval: float
+    """Least seconds between two messages of a stream after its first; 0 sends one for every step."""
+    max_messages_per_second: float
+    """Over all streams, beside first and last messages; the interval grows with the number of streams."""
     max_buffered_numbers: int
     """Ids, vector components and log-probabilities that may wait for a slow reader before it is cut off."""
     max_streams: int
@@ -45,7 +47,7 @@ class GenerationService(GenerationServiceServicer):
         self._limits = limits
         self._metrics = metrics
         self._num_streams = 0
-        self._channel = LoopChannel(asyncio.get_running_loop())
+        self._channel = LoopChannel(asyncio.get_running_loop(), limits.min_interval, limits.max_messages_per_second)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802 - the rpc's name
         """Run one generation and stream it. Whatever ends the call, its row is free before the next step."""
@@ -97,7 +99,7 @@ class GenerationService(GenerationServiceServicer):
         task = asyncio.current_task()
         assert task is not None
         # A reader that is too slow is stuck in a write, which only a cancellation ends.
-        return Mailbox(self._limits.interval_seconds, self._limits.max_buffered_numbers, task.cancel)
+        return Mailbox(self._channel.interval, self._limits.max_buffered_numbers, task.cancel)
 
     async def _send(self, mailbox: Mailbox, progress: _Progress, context: Any) -> None:
         is_last = False

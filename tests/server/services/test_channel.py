@@ -13,6 +13,8 @@ from server.engine.request import Delta, GenerationRequest, Stream, TokenLogProb
 from server.services.channel import LoopChannel, Mailbox
 from statewise.sampling import GREEDY
 
+REQUEST = GenerationRequest(np.array([1]), GREEDY, 9)
+
 
 def never() -> None:
     raise AssertionError("the mailbox overflowed")
@@ -26,7 +28,7 @@ def test_news_that_waits_leaves_together() -> None:
     """What came while the reader was busy is one delta, in order, with its end."""
 
     async def test() -> None:
-        mailbox = Mailbox(0, 100, never)
+        mailbox = Mailbox(lambda: 0, 100, never)
         for delta in (Delta([1], "a"), Delta([2, 3], "bc"), Delta([4], "d", finish_reason="length")):
             mailbox.put(delta)
 
@@ -35,23 +37,41 @@ def test_news_that_waits_leaves_together() -> None:
     run(test)
 
 
-def test_first_item_leaves_at_once_and_later_ones_after_the_interval() -> None:
-    """The second message waits for the interval and gathers what comes meanwhile."""
+def test_first_item_leaves_at_once_and_later_ones_at_the_next_tick() -> None:
+    """The second message waits for a multiple of the interval and gathers what comes meanwhile."""
 
     async def test() -> None:
         clock = asyncio.get_running_loop().time
-        mailbox = Mailbox(0.1, 100, never)
-        started = clock()
+        mailbox = Mailbox(lambda: 0.1, 100, never)
+        tick = (clock() // 0.1 + 1) * 0.1
+        await asyncio.sleep(tick - clock())
         mailbox.put(Delta([1]))
-        first, first_at = await mailbox.take(), clock() - started
+        first, first_at = await mailbox.take(), clock() - tick
         for token in range(2, 6):
             mailbox.put(Delta([token]))
             await asyncio.sleep(0.005)
-        second, second_at = await mailbox.take(), clock() - started
+        second, second_at = await mailbox.take(), clock() - tick
 
         assert (first.items, second.items) == ([1], [2, 3, 4, 5])
         assert first_at < 0.05
-        assert 0.1 <= second_at < 0.2
+        assert 0.1 <= second_at + 1e-6 < 0.2
+
+    run(test)
+
+
+def test_interval_grows_with_the_number_of_streams() -> None:
+    """Each stream gets fewer messages the more are open; a minimum of 0 turns intervals off."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        channel = LoopChannel(loop, 0.015, 1000.0)
+        alone = channel.interval()
+        for number in range(60):
+            channel.open(Stream(REQUEST, channel), Mailbox(channel.interval, 100, never))
+            assert number >= 15 or channel.interval() == alone
+
+        assert (alone, channel.interval()) == (0.015, 0.06)
+        assert LoopChannel(loop, 0.0, 1000.0).interval() == 0.0
 
     run(test)
 
@@ -61,7 +81,7 @@ def test_end_of_a_stream_does_not_wait_for_the_interval(end: Delta) -> None:
     """The last delta is due at once, also while the reader waits for the interval to pass."""
 
     async def test() -> None:
-        mailbox = Mailbox(60, 100, never)
+        mailbox = Mailbox(lambda: 60, 100, never)
         mailbox.put(Delta([1]))
         await mailbox.take()
         mailbox.put(Delta([7]))
@@ -89,7 +109,7 @@ def test_full_mailbox_calls_for_help_once(delta: Delta) -> None:
 
     async def test() -> None:
         calls: list[int] = []
-        mailbox = Mailbox(0, 9, lambda: calls.append(1))
+        mailbox = Mailbox(lambda: 0, 9, lambda: calls.append(1))
         mailbox.put(delta)
         assert not mailbox.has_overflowed
 
@@ -106,7 +126,7 @@ def test_reading_makes_room() -> None:
     """The limit holds for what waits, not for the stream as a whole."""
 
     async def test() -> None:
-        mailbox = Mailbox(0, 9, never)
+        mailbox = Mailbox(lambda: 0, 9, never)
         for _ in range(10):
             mailbox.put(Delta([1] * 5))
             assert len((await mailbox.take()).items) == 5
@@ -119,10 +139,10 @@ def test_one_delivery_wakes_the_loop_once() -> None:
 
     async def test() -> None:
         loop = asyncio.get_running_loop()
-        channel = LoopChannel(loop)
+        channel = LoopChannel(loop, 0.01, 1000.0)
         request = GenerationRequest(np.array([1]), GREEDY, max_tokens=1)
         streams = [Stream(request, channel) for _ in range(3)]
-        mailboxes = [Mailbox(0, 100, never) for _ in streams]
+        mailboxes = [Mailbox(lambda: 0, 100, never) for _ in streams]
         for stream, mailbox in zip(streams, mailboxes, strict=True):
             channel.open(stream, mailbox)
         channel.close(streams[2])
@@ -145,7 +165,7 @@ def test_one_delivery_wakes_the_loop_once() -> None:
 def test_delivery_to_a_closed_loop_is_ignored() -> None:
     """An engine that still runs while the process ends does not fail for it."""
     loop = asyncio.new_event_loop()
-    channel = LoopChannel(loop)
+    channel = LoopChannel(loop, 0.01, 1000.0)
     loop.close()
 
     channel.deliver([])
