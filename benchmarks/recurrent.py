@@ -71,14 +71,14 @@ def run(
     results: list[dict[str, Any]] = []
     for size in vocabulary:
         ensure_lstm(size)
-        contenders = {name: Contender(name, lstm_name(size)) for name in contender}
+        contenders = {name: Contender(name, lstm_name(size)) for name in contender or CONTENDERS}
         try:
             for count in streams:
                 results.append(_measure(contenders, size, count, rounds))
                 console.print(_table(results[-1]))
         finally:
-            for contender in contenders.values():
-                contender.close()
+            for process in contenders.values():
+                process.close()
     output.write_text(json.dumps({"machine": platform.processor() or platform.machine(), "results": results}, indent=1))
     console.print(f"Figures: {output}")
 

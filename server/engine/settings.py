@@ -23,7 +23,7 @@ class EngineSettings(BaseModel):
     token_budget: int = Field(default=512, ge=1)
     """Most prompt items in one run, over all its rows."""
 
-    decode_ms: float = Field(default=10.0, gt=0)
+    decode_ms: float = Field(default=15.0, gt=0)
     """Milliseconds that one decode run may take; sets how many items each row makes in it."""
 
     max_decode_steps: int = Field(default=32, ge=1)
