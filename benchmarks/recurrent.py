@@ -63,7 +63,7 @@ def run(
     vocabulary: Annotated[list[int], typer.Option(help="Vocabulary sizes.")] = [256, 16_000],  # noqa: B006 - Typer's way
     streams: Annotated[list[int], typer.Option(help="Numbers of concurrent streams.")] = [1, 16, 64],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each; the median counts.")] = 5,
-    contender: Annotated[list[str], typer.Option(help="Who takes part.")] = list(CONTENDERS),
+    contender: Annotated[list[str] | None, typer.Option(help="Who takes part; all by default.")] = None,
     output: Annotated[Path, typer.Option(help="Where the figures go, as JSON.")] = Path("benchmarks/results.json"),
 ) -> None:
     """Measure a 2-layer LSTM, hidden 512, greedy, every contender in one run."""
