@@ -18,7 +18,7 @@ def create_session(path: Path, *, intra_op_threads: int = 0) -> onnxruntime.Infe
     Raises BundleError where ONNX Runtime refuses the graph.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = intra_op_threads or _num_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = ERROR_SEVERITY
     # The first run's shapes say nothing of the next one's: rows come and go.
@@ -29,6 +29,11 @@ def create_session(path: Path, *, intra_op_threads: int = 0) -> onnxruntime.Infe
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exception types have no common base of their own
         raise BundleError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from error
+
+
+def _num_cores() -> int:
+    # Where the operating system can say it, the cores of this process rather than of the machine.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def first_line(error: Exception) -> str:
