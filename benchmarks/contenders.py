@@ -39,7 +39,7 @@ def bare_loop(bundle: Bundle) -> Measure:
         chosen = np.empty(streams, np.int64)
         fixed = _greedy_inputs(streams) | {"items": items, "lengths": np.ones(streams, np.int64)}
         specs = bundle.manifest.model.state
-        buffers = [{s.name: np.zeros((streams, *s.row_shape), np.float32) for s in specs} for _ in range(2)]
+        buffers = [{s.name: np.zeros((streams, *s.row_shape()), np.float32) for s in specs} for _ in range(2)]
         bindings = []
         for turn in range(2):
             binding = session.io_binding()
@@ -71,7 +71,9 @@ def bare_decode(bundle: Bundle) -> Measure:
         steps = 16
         feeds = _greedy_inputs(streams) | {"items": np.full((streams, 1), PROMPT_TOKEN), "steps": np.array(steps)}
         feeds["sampling.uniforms"] = np.zeros((streams, steps), np.float32)
-        state = {f"state.{s.name}": np.zeros((streams, *s.row_shape), np.float32) for s in bundle.manifest.model.state}
+        state = {
+            f"state.{s.name}": np.zeros((streams, *s.row_shape()), np.float32) for s in bundle.manifest.model.state
+        }
         names = ["next_items", *(f"new_{name}" for name in state)]
         started = time.perf_counter()
         for _ in range(tokens // steps):
@@ -88,15 +90,15 @@ def eager(bundle: Bundle) -> Measure:
     import torch
 
     from training.checkpoint import load_checkpoint
-    from training.decoding import ReferenceDecoder
+    from training.state import zero_state
 
     checkpoint = load_checkpoint(bundle.folder)
-    decoder = ReferenceDecoder(checkpoint.module, bundle.manifest.model)
+    checkpoint.module.eval()
 
     @torch.inference_mode()
     def measure(streams: int, tokens: int) -> float:
         items, lengths = torch.full((streams, 1), PROMPT_TOKEN), torch.ones(streams, dtype=torch.int64)
-        state = decoder.zero_state(streams)
+        state = zero_state(bundle.manifest.model, streams, 0)
         started = time.perf_counter()
         for _ in range(tokens):
             hidden, state = checkpoint.module(items, lengths, state)

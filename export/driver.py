@@ -80,7 +80,7 @@ class RuntimeDecoder:
         adjusters = [self._adjuster(p, prompt) for p, prompt in zip(params, prompts, strict=True)]
         for row, adjuster in enumerate(adjusters):
             adjuster.append(items[row])
-        for position, steps in _runs(num_items, steps_per_run):
+        for position, steps in _runs(num_items, steps_per_run if self.runner.can_decode_many else (1,)):
             for row, adjuster in enumerate(adjusters):
                 self.runner.sampler.adjustments[row] = adjuster.adjustment()
             uniforms = np.stack([Uniforms(p.seed or 0).take(position, steps) for p in params])

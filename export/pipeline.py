@@ -101,19 +101,19 @@ def _scale(checkpoint: Checkpoint) -> Scale:
 
 
 def _write_graphs(checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> Variant:
-    """Write the two graphs and the weights that they share."""
+    """Write the graphs and the weights that they share."""
     traced = trace_step(checkpoint.in_raw_units(), spec)
     variant = Variant(
         device="cpu",
         precision="float32",
         step=f"step.{CPU_FLOAT32}.onnx",
-        decode=f"decode.{CPU_FLOAT32}.onnx",
+        # A Loop would copy caches at every step; they are appended to in place, one step to a run.
+        decode=None if any(s.kind == "cache" for s in spec.state) else f"decode.{CPU_FLOAT32}.onnx",
         data=(f"weights.{CPU_FLOAT32}.data",),
         certificate=f"certificate.{CPU_FLOAT32}.json",
     )
     weights = write_weights(folder / variant.data[0], traced.weights)
-    assert variant.decode is not None
-    for file, build in ((variant.step, step_graph), (variant.decode, decode_graph)):
+    for file, build in zip(variant.graphs, (step_graph, decode_graph), strict=False):
         model = finish_model(build(traced, spec), weights)
         onnx.save_model(model, folder / file)
         onnx.checker.check_model(str(folder / file))

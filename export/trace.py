@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from statewise.manifest import ModelSpec, TokenInput
+from training.state import zero_state
 
 OPSET = 21
 """The newest opset whose recurrent operators have CUDA kernels in ONNX Runtime."""
 
 # Traced with sizes that no dimension shares, so that none is taken for another or for a constant.
-_TRACE_ROWS, _TRACE_TIME = 3, 5
+_TRACE_ROWS, _TRACE_TIME, _TRACE_POSITIONS = 3, 5, 11
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class _LastOutput(torch.nn.Module):
 
 def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace the step function with dynamic rows and time."""
-    row, time = torch.export.Dim("row"), torch.export.Dim("time")
-    state = tuple(torch.zeros(_TRACE_ROWS, *s.row_shape, dtype=getattr(torch, s.dtype)) for s in spec.state)
+    row, time, position = (torch.export.Dim(name) for name in ("row", "time", "position"))
+    sizes = {"row": row, "position": position}
+    state_sizes = tuple({d: sizes[s] for d, s in enumerate(part.shape) if isinstance(s, str)} for part in spec.state)
+    state = zero_state(spec, _TRACE_ROWS, _TRACE_POSITIONS)
     new_state = tuple(f"new_state.{s.name}" for s in spec.state)
     with _quiet():
         program = torch.onnx.export(
@@ -65,7 +68,7 @@ def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
             opset_version=OPSET,
             input_names=["items", "lengths", *(f"state.{s.name}" for s in spec.state)],
             output_names=["output", *new_state],
-            dynamic_shapes=({0: row, 1: time}, {0: row}, tuple({0: row} for _ in state)),
+            dynamic_shapes=({0: row, 1: time}, {0: row}, state_sizes),
             verbose=False,
         )
         assert program is not None

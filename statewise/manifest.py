@@ -38,8 +38,8 @@ class StateSpec(Strict):
     """One tensor of a model's state; dimension 0 is always `row`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.]+$")
-    kind: Literal["recurrent"] = "recurrent"
-    """`recurrent`: replaced at each step. Later kinds: cache (appended to), memory (read only)."""
+    kind: Literal["recurrent", "cache"] = "recurrent"
+    """`recurrent`: replaced at each step; `cache`: appended to in place, along its dimension `position`."""
     dtype: DType = "float32"
     shape: tuple[Dimension, ...]
 
@@ -47,14 +47,22 @@ class StateSpec(Strict):
     def _rows_first(self) -> StateSpec:
         if not self.shape or self.shape[0] != "row" or "row" in self.shape[1:]:
             raise ValueError(f"shape of state {self.name!r} must be ['row', ...], got {list(self.shape)}")
+        if self.shape.count("position") != (self.kind == "cache"):
+            raise ValueError(
+                f"shape of state {self.name!r} must hold 'position' once where its kind is cache, and else never; "
+                f"got {list(self.shape)} for {self.kind}"
+            )
+        if self.kind == "cache" and self.shape.index("position") != 2:
+            raise ValueError(
+                f"shape of cache {self.name!r} must be ['row', heads, 'position', ...], got {list(self.shape)}"
+            )
         if any(isinstance(size, int) and size < 1 for size in self.shape):
             raise ValueError(f"shape of state {self.name!r} has a size below 1: {list(self.shape)}")
         return self
 
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row, without the row dimension."""
-        return tuple(size for size in self.shape[1:] if isinstance(size, int))
+    def row_shape(self, num_positions: int = 0) -> tuple[int, ...]:
+        """Shape of one row, without the row dimension, with room for so many positions."""
+        return tuple(size if isinstance(size, int) else num_positions for size in self.shape[1:])
 
 
 class TokenInput(Strict):
@@ -109,6 +117,8 @@ class ModelSpec(Strict):
             raise ValueError(f"a {self.head.kind} head cannot be fed back into a {self.input.kind} input")
         if not fits:
             raise ValueError("the head's size differs from the input's, so an output cannot be fed back")
+        if self.max_positions is None and any(spec.kind == "cache" for spec in self.state):
+            raise ValueError("a state of kind cache needs max_positions")
         names = [spec.name for spec in self.state]
         if len(set(names)) != len(names):
             raise ValueError(f"state names repeat: {names}")

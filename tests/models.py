@@ -17,6 +17,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "gru-text": {"plugin": "gru", "text": True, "hidden_size": 32, "num_layers": 1, "dropout": 0.1},
     "lstm-2": {"plugin": "lstm", "vocabulary_size": 300, "hidden_size": 40, "num_layers": 2, "dropout": 0.3},
     "rnn-1": {"plugin": "rnn", "vocabulary_size": 61, "hidden_size": 24, "num_layers": 1},
+    "transformer": {
+        "plugin": "transformer",
+        "vocabulary_size": 300,
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_heads": 8,
+        "num_key_value_heads": 2,
+        "max_positions": 400,
+        "dropout": 0.1,
+    },
     "gru-series": {"plugin": "gru", "features": 3, "hidden_size": 16, "num_layers": 1},
 }
 """Plugin and configuration by name; `text` gives the model a byte tokenizer with <start> and <end>."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from statewise import sampling
 from statewise.manifest import ModelSpec, TokenInput
 from statewise.sampling import SamplingParams, Uniforms
+from training.state import zero_state
 
 Items = NDArray[np.int64] | NDArray[np.float32]
 
@@ -23,17 +24,11 @@ class ReferenceDecoder:
         self.module = module.eval()
         self.spec = spec
 
-    def zero_state(self, num_rows: int) -> tuple[Tensor, ...]:
-        """The state before any item."""
-        return tuple(
-            torch.zeros(num_rows, *state.row_shape, dtype=getattr(torch, state.dtype)) for state in self.spec.state
-        )
-
     @torch.inference_mode()
     def outputs(self, rows: Sequence[Items]) -> list[NDArray[np.float32]]:
         """Outputs at every position of every row, `[time, vocabulary_size or features]` each (teacher forcing)."""
         items, lengths = _pad(rows)
-        hidden, _ = self.module(items, lengths, self.zero_state(len(rows)))
+        hidden, _ = self.module(items, lengths, zero_state(self.spec, len(rows), items.shape[1]))
         output = self.module.head(hidden).numpy()
         return [output[row, : len(items)] for row, items in enumerate(rows)]
 
@@ -46,7 +41,7 @@ class ReferenceDecoder:
         Returns the items of each row and the outputs they were chosen from, `[num_items, size]` each.
         """
         items, lengths = _pad(prompts)
-        state = self.zero_state(len(prompts))
+        state = zero_state(self.spec, len(prompts), items.shape[1] + num_items)
         uniforms = [Uniforms(p.seed or 0).take(0, num_items) for p in params]
         chosen: list[list[NDArray[np.generic]]] = [[] for _ in prompts]
         seen: list[list[NDArray[np.float32]]] = [[] for _ in prompts]

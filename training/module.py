@@ -16,6 +16,7 @@ from statewise.manifest import ModelSpec
 from statewise.plugins import PluginConfig, SequencePlugin
 from training.config import ScheduleConfig, TrainConfig
 from training.data import Batch
+from training.state import zero_state
 
 DATA_KEY = "statewise_data_sha256"
 SECONDS_KEY = "statewise_seconds"
@@ -30,7 +31,7 @@ def unroll(module: nn.Module, spec: ModelSpec, items: Tensor) -> Tensor:
     rows, time = items.shape[:2]
     parameter = next(module.parameters())
     lengths = torch.full((rows,), time, device=items.device)
-    state = tuple(torch.zeros(rows, *part.row_shape, dtype=parameter.dtype, device=items.device) for part in spec.state)
+    state = zero_state(spec, rows, time, dtype=parameter.dtype, device=items.device)
     hidden, _ = module(items.to(parameter.dtype) if items.is_floating_point() else items, lengths, state)
     output: Tensor = module.head(hidden)
     return output

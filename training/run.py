@@ -120,6 +120,12 @@ def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: D
         if raw.get(key) != value:
             raise ConfigError(f"model.{key}: is {value}, but the data gives {raw.get(key)}; leave it out to use that")
     settings: PluginConfig = validate(plugin.config_class, raw, source="the configuration", prefix="model")
+    limit, length = plugin.spec(settings).max_positions, config.trainer.sequence_length
+    if limit is not None and length > limit:
+        raise ConfigError(
+            f"trainer.sequence_length: {length} items do not fit the model's {limit} positions; "
+            "lower it, or raise model.max_positions"
+        )
     return settings
 
 

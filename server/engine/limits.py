@@ -19,6 +19,8 @@ class Limits:
     """The settings that bound a request, and the model's own bounds."""
 
     max_rows: int
+    max_positions: int | None
+    """Prompt and output together; None where the model's state does not grow."""
     max_waiting: int
     max_waiting_tokens: int
     max_prompt_tokens: int
@@ -33,6 +35,7 @@ class Limits:
         positions = spec.max_positions or max(settings.max_prompt_tokens, settings.max_tokens)
         return cls(
             max_rows=settings.max_rows,
+            max_positions=spec.max_positions,
             max_waiting=settings.max_waiting,
             max_waiting_tokens=settings.max_waiting_tokens,
             max_prompt_tokens=min(settings.max_prompt_tokens, positions),
@@ -42,12 +45,24 @@ class Limits:
             max_top_log_probabilities=settings.max_top_log_probabilities,
         )
 
+    def tokens_after(self, prompt_length: int) -> int:
+        """Items to generate where a request names no number; at least 1, for `check` to refuse what does not fit."""
+        if self.max_positions is None:
+            return self.default_max_tokens
+        return max(1, min(self.default_max_tokens, self.max_positions - prompt_length))
+
     def check(self, request: GenerationRequest, spec: ModelSpec, *, has_tokenizer: bool) -> None:
         """Raise InvalidRequestError, naming the wire's field, for a request that this model can never serve."""
         self._check_prompt(request.prompt, spec)
         if not 1 <= request.max_tokens <= self.max_tokens:
             raise InvalidRequestError(
                 f"must lie in [1, {self.max_tokens}], got {request.max_tokens}", field="stop.max_tokens"
+            )
+        if self.max_positions is not None and len(request.prompt) + request.max_tokens > self.max_positions:
+            raise InvalidRequestError(
+                f"{request.max_tokens} after a prompt of {len(request.prompt)} items exceed the model's "
+                f"{self.max_positions} positions",
+                field="stop.max_tokens",
             )
         self._check_stop_strings(request.stop_strings, has_tokenizer=has_tokenizer)
         is_tokens = isinstance(spec.input, TokenInput)

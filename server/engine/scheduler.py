@@ -50,8 +50,9 @@ class Scheduler:
         budget = self._settings.token_budget
         chunks: list[int] = []
         for sequence in prefilling:
-            chunk = min(sequence.num_prompt_left, self._settings.prefill_chunk, budget)
-            if chunk == 0:
+            # Always a whole chunk: attention rounds by a chunk's length, which must not depend on the company.
+            chunk = min(sequence.num_prompt_left, self._settings.prefill_chunk)
+            if chunk > budget and chunks:
                 break
             chunks.append(chunk)
             budget -= chunk

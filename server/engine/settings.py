@@ -21,7 +21,7 @@ class EngineSettings(BaseModel):
     """Most items of one prompt in one run, so that a long prompt does not stall running streams."""
 
     token_budget: int = Field(default=512, ge=1)
-    """Most prompt items in one run, over all its rows."""
+    """Most prompt items in one step, over all its rows; one whole chunk is always taken."""
 
     decode_ms: float = Field(default=15.0, gt=0)
     """Milliseconds that one decode run may take; sets how many items each row makes in it."""

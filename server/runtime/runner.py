@@ -44,7 +44,7 @@ class Runner:
         max_rows: int,
     ) -> None:
         self.spec = spec
-        self.pool = StatePool(spec.state, max_rows)
+        self.pool = StatePool(spec.state, max_rows, spec.max_positions)
         self.sampler = SamplerTable(max_rows)
         self._step = step
         self._decode = decode
@@ -89,11 +89,38 @@ class Runner:
         `items` `[row, time]` or `[row, time, features]`, right-padded; `lengths` `[row]`, where a row with 0 keeps its
         state and gives nothing of meaning; `uniforms` `[row, 1]`; `num_rows`: all rows in use.
         """
-        inputs = {"items": items, "lengths": lengths, **self._sampler_inputs(rows, uniforms)}
         wanted = [*self._result_names, "output"] if with_outputs else self._result_names
-        results = self._run(self._step, rows, inputs, wanted, num_rows)
+        if self.pool.caches and (lengths != 1).any():
+            results = self._step_one_by_one(rows, items, lengths, uniforms, wanted, num_rows)
+        else:
+            inputs = {"items": items, "lengths": lengths, **self._sampler_inputs(rows, uniforms)}
+            results = self._run(self._step, rows, inputs, wanted, num_rows, lengths)
         outputs = results.pop() if with_outputs else None
         return replace(StepResult(*(result[None] for result in results)), outputs=outputs)
+
+    def _step_one_by_one(
+        self,
+        rows: slice,
+        items: Array,
+        lengths: NDArray[np.int64],
+        uniforms: NDArray[np.float32],
+        wanted: list[str],
+        num_rows: int,
+    ) -> list[Array]:
+        """Feed several items to rows with caches, each row in a run of its own.
+
+        ONNX Runtime's GroupQueryAttention appends several items to one row only, and has no row without items.
+        """
+        sampling = self._sampler_inputs(rows, uniforms)
+        results: list[list[Array] | None] = []
+        for index, length in enumerate(lengths.tolist()):
+            one = slice(index, index + 1)
+            row = slice(rows.start + index, rows.start + index + 1)
+            inputs = {"items": items[one, :length], "lengths": lengths[one]}
+            inputs |= {name: value[one] if np.ndim(value) else value for name, value in sampling.items()}
+            results.append(self._run(self._step, row, inputs, wanted, num_rows, lengths[one]) if length else None)
+        blank = [np.zeros_like(part) for part in next(result for result in results if result is not None)]
+        return [np.concatenate(parts) for parts in zip(*(result or blank for result in results), strict=True)]
 
     def decode(self, num_decoding: int, items: Array, uniforms: NDArray[np.float32], *, num_rows: int) -> StepResult:
         """K single-item steps of rows 0..num_decoding-1, each step fed with the item before.
@@ -106,7 +133,7 @@ class Runner:
         if self._decode is None or num_steps == 1:
             return self.step(rows, items, np.ones(num_decoding, np.int64), uniforms, num_rows=num_rows)
         inputs = {"items": items, "steps": np.array(num_steps), **self._sampler_inputs(rows, uniforms)}
-        return StepResult(*self._run(self._decode, rows, inputs, self._result_names, num_rows))
+        return StepResult(*self._run(self._decode, rows, inputs, self._result_names, num_rows, num_steps))
 
     def copy_row(self, source: int, target: int) -> None:
         """Give `target` the state and the parameters of `source`."""
@@ -127,6 +154,7 @@ class Runner:
         inputs: dict[str, Array],
         wanted: list[str],
         num_rows: int,
+        num_items: NDArray[np.int64] | int,
     ) -> list[Array]:
         binding = session.io_binding()
         # ONNX Runtime does not hold these arrays: they must outlive the run.
@@ -136,10 +164,11 @@ class Runner:
         for name in wanted:
             binding.bind_output(name, "cpu")
         for spec in self.spec.state:
-            _bind(binding.bind_input, f"state.{spec.name}", self.pool.current[spec.name][rows])
-            _bind(binding.bind_output, f"new_state.{spec.name}", self.pool.next[spec.name][rows])
+            current, new = self.pool.buffers(spec.name)
+            _bind(binding.bind_input, f"state.{spec.name}", current[rows])
+            _bind(binding.bind_output, f"new_state.{spec.name}", new[rows])
         session.run_with_iobinding(binding)
-        self.pool.commit(rows, num_rows)
+        self.pool.commit(rows, num_rows, num_items)
         return [value.numpy() for value in binding.get_outputs()[: len(wanted)]]
 
     def _sampler_inputs(self, rows: slice, uniforms: NDArray[np.float32]) -> dict[str, Array]:

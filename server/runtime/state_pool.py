@@ -6,35 +6,56 @@ row are all that moving, reusing and resuming a sequence needs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from statewise.manifest import StateSpec
 
-SavedRow = Mapping[str, NDArray[np.generic]]
+Buffers = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRow:
+    """The state of one sequence, in host memory."""
+
+    tensors: Buffers
+    """Caches hold the filled positions only."""
+    num_filled: int
 
 
 class StatePool:
-    """Two buffers for each state tensor: a run reads `current` and writes `next`."""
+    """Recurrent state has two buffers, a run reading `current` and writing `next`; a cache is written in place."""
 
-    def __init__(self, specs: Sequence[StateSpec], max_rows: int) -> None:
+    def __init__(self, specs: Sequence[StateSpec], max_rows: int, max_positions: int | None = None) -> None:
         self.specs = tuple(specs)
         self.max_rows = max_rows
-        self.current = self._allocate()
-        self.next = self._allocate()
+        self.current = self._allocate("recurrent")
+        self.next = self._allocate("recurrent")
+        # Memory that nothing has touched costs nothing: a row pays for the positions that its sequences reach.
+        self.caches = self._allocate("cache", max_positions or 0)
+        self.num_filled = np.zeros(max_rows, np.int64)
+        """Positions of each row's caches that hold items."""
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of state that one sequence carries."""
-        return sum(buffer[0].nbytes for buffer in self.current.values())
+        """Bytes of state that one sequence carries, caches counted at their full length."""
+        return sum(buffer[0].nbytes for buffers in (self.current, self.caches) for buffer in buffers.values())
 
-    def commit(self, rows: slice, num_rows: int) -> None:
-        """Make what a run wrote for `rows` current, `num_rows` being all rows in use.
+    def buffers(self, name: str) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+        """Where a run reads a state tensor, and where it writes it."""
+        if name in self.caches:
+            return self.caches[name], self.caches[name]
+        return self.current[name], self.next[name]
+
+    def commit(self, rows: slice, num_rows: int, num_items: NDArray[np.int64] | int) -> None:
+        """Make what a run wrote for `rows` current, `num_rows` being all rows in use, after so many items per row.
 
         A run over all of them swaps the buffers; a run over some copies these, the others having no newer state.
         """
+        self.num_filled[rows] += num_items
         if rows.start == 0 and rows.stop == num_rows:
             self.current, self.next = self.next, self.current
             return
@@ -43,22 +64,36 @@ class StatePool:
 
     def clear_row(self, row: int) -> None:
         """The state before any item."""
+        self.num_filled[row] = 0
         for buffer in self.current.values():
             buffer[row] = 0
 
     def copy_row(self, source: int, target: int) -> None:
         """Give `target` the state of `source`."""
+        count = self.num_filled[target] = self.num_filled[source]
         for buffer in self.current.values():
             buffer[target] = buffer[source]
+        for cache in self.caches.values():
+            cache[target, :, :count] = cache[source, :, :count]
 
     def save_row(self, row: int) -> SavedRow:
-        """A copy of the row's state in host memory."""
-        return {name: buffer[row].copy() for name, buffer in self.current.items()}
+        """A copy of the row's state."""
+        count = int(self.num_filled[row])
+        tensors = {name: buffer[row].copy() for name, buffer in self.current.items()}
+        tensors |= {name: cache[row, :, :count].copy() for name, cache in self.caches.items()}
+        return SavedRow(tensors, count)
 
     def load_row(self, row: int, saved: SavedRow) -> None:
         """Put back what `save_row` gave, into any row."""
+        self.num_filled[row] = saved.num_filled
         for name, buffer in self.current.items():
-            buffer[row] = saved[name]
+            buffer[row] = saved.tensors[name]
+        for name, cache in self.caches.items():
+            cache[row, :, : saved.num_filled] = saved.tensors[name]
 
-    def _allocate(self) -> dict[str, NDArray[np.generic]]:
-        return {spec.name: np.zeros((self.max_rows, *spec.row_shape), spec.dtype) for spec in self.specs}
+    def _allocate(self, kind: str, num_positions: int = 0) -> Buffers:
+        return {
+            spec.name: np.zeros((self.max_rows, *spec.row_shape(num_positions)), spec.dtype)
+            for spec in self.specs
+            if spec.kind == kind
+        }

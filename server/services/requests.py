@@ -39,14 +39,20 @@ async def read_request(request: pb.GenerateRequest, engine: Engine, seconds_left
     deadline = None if seconds_left is None else time.monotonic() + seconds_left
     stop = request.stop
     # The prompt last: it is the costly part.
+    sampling, stop_strings, num_top = (
+        _sampling(request, engine),
+        _stop_strings(stop.strings),
+        _log_probabilities(request),
+    )
+    prompt = await _prompt(request, engine)
     return GenerationRequest(
-        sampling=_sampling(request, engine),
-        max_tokens=stop.max_tokens if stop.HasField("max_tokens") else engine.limits.default_max_tokens,
+        prompt=prompt,
+        sampling=sampling,
+        max_tokens=stop.max_tokens if stop.HasField("max_tokens") else engine.limits.tokens_after(len(prompt)),
         end_token=None if stop.ignore_end_token else engine.manifest.special_tokens.end,
-        stop_strings=_stop_strings(stop.strings),
-        log_probabilities=_log_probabilities(request),
+        stop_strings=stop_strings,
+        log_probabilities=num_top,
         deadline=deadline,
-        prompt=await _prompt(request, engine),
     )
 
 

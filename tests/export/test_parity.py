@@ -171,7 +171,7 @@ def test_padding_is_not_read(pair: Pair) -> None:
         pair.clear()
         outputs = pair.feed(padded, lengths)
         state = [pair.runner.pool.save_row(row) for row in range(5)]
-        results.append([outputs[lengths > 0].tobytes(), *(v.tobytes() for row in state for v in row.values())])
+        results.append([outputs[lengths > 0].tobytes(), *(v.tobytes() for row in state for v in row.tensors.values())])
 
     assert results[0] == results[1]
 

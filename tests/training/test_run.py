@@ -189,6 +189,19 @@ def test_what_only_data_or_machine_can_tell_is_told(tmp_path: Path, changes: dic
     assert part in error(small_config(tmp_path, **changes))
 
 
+def test_a_transformer_trains_within_its_positions(tmp_path: Path) -> None:
+    """A run leaves a checkpoint that loads; chunks longer than the model's positions are refused by name."""
+    model = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_positions": 20}
+    config = small_config(tmp_path, plugin="transformer", model=model)
+    summary = train(config)
+
+    assert summary is not None
+    assert load_checkpoint(config.folder).plugin.name == "transformer"
+    message = error(small_config(tmp_path / "long", plugin="transformer", model=model, trainer__sequence_length=21))
+    assert "trainer.sequence_length: 21" in message
+    assert "20 positions" in message
+
+
 def test_divergence_ends_with_advice(tmp_path: Path) -> None:
     """A loss that is no longer a number ends the run and says what to lower."""
     config = small_config(

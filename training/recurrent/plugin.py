@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch.nn import functional as F
 
 from statewise.manifest import CategoricalHead, ModelSpec, RealInput, StateSpec, TokenInput, ValueHead
 from statewise.plugins import PluginConfig, SequencePlugin
+from training.losses import next_item_loss
 from training.recurrent.module import Cell, RecurrentModule
 
 
@@ -93,9 +93,7 @@ class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
 
     def loss(self, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Cross-entropy in nats per token, or squared error per vector element."""
-        if targets.is_floating_point():
-            return F.mse_loss(output[mask], targets[mask])
-        return F.cross_entropy(output[mask], targets[mask])
+        return next_item_loss(output, targets, mask)
 
 
 class RNNPlugin(RecurrentPlugin):

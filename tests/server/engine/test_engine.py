@@ -48,11 +48,11 @@ def ragged_requests(count: int, vocabulary_size: int, seed: int = 0) -> list[Gen
     ]
 
 
-@pytest.mark.parametrize("name", ["lstm-2", "gru-text", "rnn-1"])
+@pytest.mark.parametrize("name", ["lstm-2", "gru-text", "rnn-1", "transformer"])
 def test_a_request_gets_bit_for_bit_the_same_alone_and_among_64(engine_of: EngineOf, name: str) -> None:
     """64 ragged requests together on 16 rows give the tokens and log-probabilities that each gives alone."""
     crowded = engine_of(name, max_rows=16, prefill_chunk=32, token_budget=200)
-    alone = engine_of(name, max_rows=1)
+    alone = engine_of(name, max_rows=1, prefill_chunk=32)
     requests = ragged_requests(64, crowded.manifest.model.input.vocabulary_size)
 
     together = run_all(crowded, requests)
@@ -62,7 +62,7 @@ def test_a_request_gets_bit_for_bit_the_same_alone_and_among_64(engine_of: Engin
     assert crowded.num_running == 0
 
 
-@pytest.mark.parametrize("name", ["lstm-2", "gru-text", "rnn-1"])
+@pytest.mark.parametrize("name", ["lstm-2", "gru-text", "rnn-1", "transformer"])
 def test_the_engine_gives_the_reference_decoders_tokens(engine_of: EngineOf, name: str) -> None:
     """Greedy and seeded sampled tokens are those of PyTorch with the NumPy rules, over 200 steps."""
     engine = engine_of(name, max_rows=8)
@@ -144,6 +144,18 @@ def test_a_request_that_can_never_succeed_is_refused_by_field(
 
     assert caught.value.field == field
     assert run_all(engine, [GenerationRequest(**good)])[0].finish_reason == "length"
+
+
+def test_a_bounded_model_takes_what_fits_its_positions(engine_of: EngineOf) -> None:
+    """Prompt and output may fill the positions, and not exceed them; the message has the numbers."""
+    engine = engine_of("transformer", max_rows=2)
+    prompt = np.arange(2, 102)
+
+    with pytest.raises(InvalidRequestError, match="301 after a prompt of 100 items exceed the model's 400 positions"):
+        engine.submit(GenerationRequest(prompt, GREEDY, 301), QueueChannel())
+
+    assert engine.limits.tokens_after(399) == 1
+    assert len(run_all(engine, [GenerationRequest(prompt, GREEDY, 300)])[0].items) == 300
 
 
 def test_the_queue_is_bounded_in_requests_and_in_items(engine_of: EngineOf) -> None:

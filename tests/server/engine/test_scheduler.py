@@ -73,7 +73,7 @@ def test_state_and_parameters_move_with_their_sequence(runner: Runner, steps: li
 
 
 def test_prompts_are_cut_to_chunks_within_the_budget(runner: Runner) -> None:
-    """No chunk is longer than the limit, all of them fit the budget, and the first come are served first."""
+    """Chunks are whole, all of them fit the budget, and the first come are served first."""
     scheduler = Scheduler(runner, EngineSettings(max_rows=MAX_ROWS, prefill_chunk=8, token_budget=20))
     scheduler.waiting.extend(sequence(number, prompt_length=length) for number, length in enumerate((5, 30, 30, 30)))
     scheduler.admit()
@@ -81,7 +81,7 @@ def test_prompts_are_cut_to_chunks_within_the_budget(runner: Runner) -> None:
     plan = scheduler.plan(0.0)
 
     assert plan is not None
-    assert plan.chunk_lengths == (5, 8, 7)
+    assert plan.chunk_lengths == (5, 8)
     assert plan.num_decoding == 0
 
 

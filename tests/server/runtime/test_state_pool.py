@@ -13,10 +13,12 @@ from server.runtime.state_pool import StatePool
 from statewise.manifest import StateSpec
 
 MAX_ROWS = 5
+MAX_POSITIONS = 64
 SPECS = (
     StateSpec(name="hidden", shape=("row", 3)),
     StateSpec(name="window", shape=("row", 2, 2), dtype="int64"),
 )
+CACHE = StateSpec(name="key", kind="cache", shape=("row", 2, "position", 3))
 
 rows = st.integers(0, MAX_ROWS - 1)
 
@@ -24,30 +26,31 @@ rows = st.integers(0, MAX_ROWS - 1)
 class PoolMachine(RuleBasedStateMachine):
     """Any sequence of runs and row operations leaves in each row what a plain list would hold.
 
-    A run writes a new number to each of its rows, over whatever the other buffer held before.
+    A run writes a new number to each of its rows: over whatever the other buffer held, and behind what the cache holds.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = StatePool(SPECS, MAX_ROWS)
-        self.expected = [0] * MAX_ROWS
+        self.pool = StatePool((*SPECS, CACHE), MAX_ROWS, MAX_POSITIONS)
+        self.expected: list[list[int]] = [[] for _ in range(MAX_ROWS)]
         self.in_use = 1
         self.counter = 0
-        self.saved: list[tuple[Any, int]] = []
+        self.saved: list[tuple[Any, list[int]]] = []
 
     def run_rows(self, start: int, stop: int) -> None:
         for row in range(start, stop):
             self.counter += 1
-            self.expected[row] = self.counter
+            self.pool.caches["key"][row, :, len(self.expected[row])] = self.counter
+            self.expected[row] = [*self.expected[row], self.counter]
             for buffer in self.pool.next.values():
                 buffer[row] = self.counter
-        self.pool.commit(slice(start, stop), self.in_use)
+        self.pool.commit(slice(start, stop), self.in_use, 1)
 
     @precondition(lambda self: self.in_use < MAX_ROWS)
     @rule()
     def join(self) -> None:
         self.pool.clear_row(self.in_use)
-        self.expected[self.in_use] = 0
+        self.expected[self.in_use] = []
         self.in_use += 1
 
     @precondition(lambda self: self.in_use > 1)
@@ -87,8 +90,11 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def rows_hold_what_they_should(self) -> None:
         for row in range(self.in_use):
+            history = self.expected[row]
             for buffer in self.pool.current.values():
-                assert (buffer[row] == self.expected[row]).all()
+                assert (buffer[row] == (history[-1] if history else 0)).all()
+            assert self.pool.num_filled[row] == len(history)
+            assert (self.pool.caches["key"][row, :, : len(history)] == np.array(history)[:, None]).all()
 
 
 TestPool = PoolMachine.TestCase
@@ -100,7 +106,7 @@ def test_a_run_over_all_rows_swaps_the_buffers() -> None:
     pool = StatePool(SPECS, MAX_ROWS)
     current, after = pool.current, pool.next
 
-    pool.commit(slice(0, 3), 3)
+    pool.commit(slice(0, 3), 3, 1)
 
     assert pool.current is after
     assert pool.next is current
@@ -113,7 +119,7 @@ def test_a_run_over_some_rows_copies_them_back() -> None:
     current["hidden"][0] = 7
     pool.next["hidden"][1:3] = 8
 
-    pool.commit(slice(1, 3), 4)
+    pool.commit(slice(1, 3), 4, 1)
 
     assert pool.current is current
     assert pool.current["hidden"][:, 0].tolist() == [7, 8, 8, 0, 0]
@@ -137,9 +143,29 @@ def test_a_saved_row_does_not_change_with_the_pool() -> None:
 
     pool.clear_row(2)
 
-    assert saved["hidden"].tolist() == [5, 5, 5]
+    assert saved.tensors["hidden"].tolist() == [5, 5, 5]
 
 
 def test_the_bytes_of_a_row_are_counted() -> None:
-    """Three float32 and four int64 numbers are 44 bytes."""
+    """Three float32 and four int64 numbers are 44 bytes; a cache counts at its full length."""
     assert StatePool(SPECS, MAX_ROWS).bytes_per_row == 3 * 4 + 4 * 8
+    assert StatePool((CACHE,), MAX_ROWS, MAX_POSITIONS).bytes_per_row == 2 * 64 * 3 * 4
+
+
+def test_a_cache_is_read_and_written_in_one_place() -> None:
+    """Past and present of a cache are the same memory; other state has two buffers."""
+    pool = StatePool((*SPECS, CACHE), MAX_ROWS, MAX_POSITIONS)
+
+    past, present = pool.buffers("key")
+    before, after = pool.buffers("hidden")
+
+    assert past is present
+    assert not np.shares_memory(before, after)
+
+
+def test_a_saved_cache_holds_the_filled_positions_only() -> None:
+    """Saving a short sequence does not copy the room for a long one."""
+    pool = StatePool((CACHE,), MAX_ROWS, MAX_POSITIONS)
+    pool.commit(slice(0, 1), 1, 5)
+
+    assert pool.save_row(0).tensors["key"].shape == (2, 5, 3)

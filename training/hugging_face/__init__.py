@@ -1,0 +1,1 @@
+"""Checkpoint folders of Hugging Face transformers, made into ours."""

@@ -1,0 +1,52 @@
+"""`statewise import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with config.json and safetensors: GPT-2, Llama, Mistral, Qwen2.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Checkpoint folder to write; a new one.", show_default=False)
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model; the folder's where absent.", show_default=False)
+    ] = None,
+    max_positions: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Longest sequence, prompt and output together; all that the model has where absent.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Import a checkpoint folder of Hugging Face transformers, ready for `statewise export`.
+
+    Nothing is downloaded, and only safetensors are read: a pickle could run code.
+    """
+    from rich.console import Console
+
+    from training.hugging_face.importer import import_checkpoint
+
+    console = Console()
+    imported = import_checkpoint(folder, output, name=name, max_positions=max_positions)
+    config, special = imported.config, imported.special_tokens
+    others = ", ".join(map(str, imported.other_end_tokens))
+    left_out = f" (not {others}: checkpoint.json holds one, special_tokens.end)" if others else ""
+    size = f"{config.num_layers} layers, width {config.hidden_size}, vocabulary {config.vocabulary_size}"
+    for line in (
+        f"{imported.name}: {size}, {config.max_positions} positions",
+        f"start token: {special.start}, end token: {special.end}{left_out}",
+        f"checkpoint: {output}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,11 @@
+"""Losses that families share."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def next_item_loss(output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy in nats per token, or squared error per vector element; over the items that `mask` marks."""
+    if targets.is_floating_point():
+        return F.mse_loss(output[mask], targets[mask])
+    return F.cross_entropy(output[mask], targets[mask])

@@ -1,0 +1,141 @@
+"""The Transformer decoder's step function."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.transformer.attention import cached_attention
+from training.transformer.positions import rotary_table, rotate, sinusoidal_table
+
+if TYPE_CHECKING:
+    from training.transformer.plugin import TransformerConfig
+
+State = tuple[Tensor, ...]
+
+
+class TransformerModule(nn.Module):
+    """Embedding, layers, head. State: `position` int64 `[row]`, then each layer's key and value cache."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.max_positions = config.max_positions
+        if config.vocabulary_size is not None:
+            self.embedding: nn.Embedding | nn.Linear = nn.Embedding(config.vocabulary_size, width)
+        else:
+            self.embedding = nn.Linear(config.features or 0, width, bias=config.bias)
+        self.position_embedding = nn.Embedding(config.max_positions, width) if config.positions == "learned" else None
+        if config.positions == "sinusoidal":
+            self.register_buffer("sinusoids", sinusoidal_table(config.max_positions, width), persistent=False)
+        if config.positions == "rotary":
+            table = rotary_table(config.max_positions, config.head_width, config.rotary_base)
+            self.register_buffer("rotations", table, persistent=False)
+        self.positions = config.positions
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.final_norm = _norm(config) if config.norm_position == "pre" else nn.Identity()
+        self.output = nn.Linear(width, config.vocabulary_size or config.features or 0, bias=False)
+        self.apply(_initialize)
+        for layer in self.layers:
+            # Radford et al. 2019: branches that are added up start smaller, the deeper the stack.
+            for linear in (layer.attention_output, layer.down):
+                nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * config.num_layers))
+        if config.tied_embeddings:
+            self.output.weight = self.embedding.weight
+
+    def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
+        """Hidden vectors `[row, time, hidden_size]`, normalised for the head, and the state with the new items."""
+        position = state[0]
+        # Padding may lie beyond the last position; what it looks up is never used.
+        steps = torch.arange(items.shape[1], device=items.device)
+        places = (position[:, None] + steps).clamp(max=self.max_positions - 1)
+        hidden = self.embedding(items)
+        if self.position_embedding is not None:
+            hidden = hidden + self.position_embedding(places)
+        if self.positions == "sinusoidal":
+            hidden = hidden + self.sinusoids[places]
+        rotation = self.rotations[places] if self.positions == "rotary" else None
+        hidden = self.dropout(hidden)
+        new_state = [position + lengths]
+        for index, layer in enumerate(self.layers):
+            past = state[1 + 2 * index], state[2 + 2 * index]
+            hidden, present = layer(hidden, rotation, past, position, lengths)
+            new_state += present
+        return self.final_norm(hidden), tuple(new_state)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., vocabulary_size]` or values `[..., features]`."""
+        return self.output(hidden)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each with its norm (before or behind it) and its residual."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, head = config.hidden_size, config.head_width
+        self.is_pre_norm = config.norm_position == "pre"
+        self.head_size = head
+        self.activation = config.activation
+        self.attention_norm = _norm(config)
+        self.query = nn.Linear(width, config.num_heads * head, bias=config.bias)
+        self.key = nn.Linear(width, config.key_value_heads * head, bias=config.bias)
+        self.value = nn.Linear(width, config.key_value_heads * head, bias=config.bias)
+        self.attention_output = nn.Linear(config.num_heads * head, width, bias=config.bias)
+        self.feed_forward_norm = _norm(config)
+        if config.activation == "swiglu":
+            self.gate = nn.Linear(width, config.feed_forward_width, bias=config.bias)
+        self.up = nn.Linear(width, config.feed_forward_width, bias=config.bias)
+        self.down = nn.Linear(config.feed_forward_width, width, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, hidden: Tensor, rotation: Tensor | None, past: tuple[Tensor, Tensor], position: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Hidden vectors `[row, time, hidden_size]` and the caches `[row, kv_head, position, head_size]`."""
+        inputs = self.attention_norm(hidden) if self.is_pre_norm else hidden
+        attended, present = self._attend(inputs, rotation, past, position, lengths)
+        hidden = hidden + self.dropout(attended)
+        if not self.is_pre_norm:
+            hidden = self.attention_norm(hidden)
+        inputs = self.feed_forward_norm(hidden) if self.is_pre_norm else hidden
+        hidden = hidden + self.dropout(self.down(self._activate(inputs)))
+        return (hidden if self.is_pre_norm else self.feed_forward_norm(hidden)), present
+
+    def _attend(
+        self, inputs: Tensor, rotation: Tensor | None, past: tuple[Tensor, Tensor], position: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        query, key, value = (
+            linear(inputs).unflatten(2, (-1, self.head_size)) for linear in (self.query, self.key, self.value)
+        )
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        dropout = self.dropout.p if self.training else 0.0
+        attended, *present = cached_attention(query, key, value, *past, position, lengths, dropout=dropout)
+        return self.attention_output(attended.flatten(2)), tuple(present)
+
+    def _activate(self, inputs: Tensor) -> Tensor:
+        up = self.up(inputs)
+        if self.activation == "swiglu":
+            return F.silu(self.gate(inputs)) * up
+        if self.activation == "relu":
+            return F.relu(up)
+        return F.gelu(up, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+
+
+def _norm(config: TransformerConfig) -> nn.Module:
+    if config.norm == "rms_norm":
+        return nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon, bias=config.bias)
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,106 @@
+"""Plugin `transformer`: a decoder-only Transformer over key/value caches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from statewise.manifest import CategoricalHead, ModelSpec, RealInput, StateSpec, TokenInput, ValueHead
+from statewise.plugins import PluginConfig, SequencePlugin
+from training.losses import next_item_loss
+from training.transformer.module import TransformerModule
+
+
+class TransformerConfig(PluginConfig):
+    """Configuration of a decoder; exactly one of `vocabulary_size` and `features` says what it reads."""
+
+    vocabulary_size: int | None = Field(default=None, ge=2)
+    """Token input: number of token ids. Filled in from the tokenizer."""
+    features: int | None = Field(default=None, ge=1)
+    """Real-vector input: numbers per item. Filled in from the data."""
+    max_positions: int = Field(default=512, ge=2)
+    """Longest sequence, prompt and output together."""
+    hidden_size: int = Field(default=256, ge=1)
+    num_layers: int = Field(default=4, ge=1, le=256)
+    num_heads: int = Field(default=4, ge=1)
+    """Query heads."""
+    num_key_value_heads: int | None = Field(default=None, ge=1)
+    """Key/value heads, each shared by a group of query heads (Ainslie et al. 2023); `num_heads` where absent."""
+    head_size: int | None = Field(default=None, ge=1)
+    """Width of a head; `hidden_size / num_heads` where absent."""
+    feed_forward_size: int | None = Field(default=None, ge=1)
+    """Width of the feed-forward layer; four times `hidden_size` where absent."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    norm_position: Literal["pre", "post"] = "pre"
+    norm_epsilon: float = Field(default=1e-5, gt=0)
+    positions: Literal["sinusoidal", "learned", "rotary", "none"] = "rotary"
+    rotary_base: float = Field(default=10_000.0, gt=1)
+    bias: bool = True
+    """Biases of the linear layers and of LayerNorm; the head has none."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Applied to embeddings, attention weights and residual branches, in training only."""
+    tied_embeddings: bool = False
+    """The head uses the embedding's matrix (Press and Wolf 2017)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TransformerConfig:
+        if (self.vocabulary_size is None) == (self.features is None):
+            raise ValueError("give exactly one of vocabulary_size (token input) and features (real-vector input)")
+        if self.features is not None and self.tied_embeddings:
+            raise ValueError("tied_embeddings needs token input (vocabulary_size)")
+        if self.head_size is None and self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}")
+        if self.num_heads % self.key_value_heads:
+            raise ValueError(f"num_heads {self.num_heads} is no multiple of num_key_value_heads {self.key_value_heads}")
+        if self.positions == "rotary" and self.head_width % 2:
+            raise ValueError(f"rotary positions need an even head size, got {self.head_width}")
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head."""
+        return self.head_size or self.hidden_size // self.num_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """Number of key/value heads."""
+        return self.num_key_value_heads or self.num_heads
+
+    @property
+    def feed_forward_width(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.feed_forward_size or 4 * self.hidden_size
+
+
+class TransformerPlugin(SequencePlugin[TransformerConfig]):
+    """Decoder-only Transformers (Vaswani et al. 2017), from GPT-2's to Llama's shape."""
+
+    name = "transformer"
+    config_class = TransformerConfig
+
+    def spec(self, config: TransformerConfig) -> ModelSpec:
+        """The number of items so far, and each layer's keys and values."""
+        shape = ("row", config.key_value_heads, "position", config.head_width)
+        caches = tuple(
+            StateSpec(name=f"{part}.{layer}", kind="cache", shape=shape)
+            for layer in range(config.num_layers)
+            for part in ("key", "value")
+        )
+        tokens, features = config.vocabulary_size, config.features
+        return ModelSpec(
+            input=TokenInput(vocabulary_size=tokens) if tokens else RealInput(features=features or 0),
+            head=CategoricalHead(vocabulary_size=tokens) if tokens else ValueHead(features=features or 0),
+            state=(StateSpec(name="position", dtype="int64", shape=("row",)), *caches),
+            max_positions=config.max_positions,
+        )
+
+    def build(self, config: TransformerConfig) -> TransformerModule:
+        """The step function, freshly initialised."""
+        return TransformerModule(config)
+
+    def loss(self, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy in nats per token, or squared error per vector element."""
+        return next_item_loss(output, targets, mask)

@@ -1,0 +1,31 @@
+"""Where an item stands: sinusoids that are added, rotations of queries and keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sinusoidal_table(num_positions: int, width: int) -> Tensor:
+    """Sines in the even columns and cosines in the odd ones, `[position, width]` (Vaswani et al. 2017, section 3.5)."""
+    half = (width + 1) // 2
+    angles = _angles(num_positions, half, 10_000.0, width)
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width].float()
+
+
+def rotary_table(num_positions: int, head_size: int, base: float) -> Tensor:
+    """Cosines and sines of each position's angles, `[position, 2, head_size / 2]` (Su et al. 2021)."""
+    angles = _angles(num_positions, head_size // 2, base, head_size)
+    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
+
+
+def rotate(vectors: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + head_size / 2) of `[row, time, head, head_size]` by `[row, time, 2, head_size / 2]`."""
+    cosine, sine = rotation[:, :, None, 0], rotation[:, :, None, 1]
+    first, second = vectors.chunk(2, dim=3)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=3)
+
+
+def _angles(num_positions: int, num_angles: int, base: float, width: int) -> Tensor:
+    frequencies = base ** (-2 * torch.arange(num_angles, dtype=torch.float64) / width)
+    return torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
