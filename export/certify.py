@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from statewise.bundle import Bundle
 from statewise.certificate import Case, Certificate, OutputAgreement, TokenAgreement, Tolerances
 from statewise.manifest import ModelSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
+from statewise.versions import installed_versions
 from training.decoding import ReferenceDecoder
 
 Array = NDArray[Any]
@@ -141,13 +141,9 @@ def _tolerances(spec: ModelSpec) -> Tolerances:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that a bundle's numbers depend on."""
-    versions = {}
-    for name in ("statewise", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+    return installed_versions(
+        ("statewise", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
+    )
 
 
 def _prompts(spec: ModelSpec, lengths: Iterable[int], scale: Scale) -> list[Array]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from statewise.errors import ConfigError, NotFoundError
 from statewise.manifest import FileName, ModelName, Sha256, SpecialTokens, Strict
 from statewise.manifest_file import describe
 from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
+from statewise.versions import installed_versions
 from training.files import atomic_file, write_atomically
 from training.standardized import Standardized
 from training.weights import load_weights, read_weights, save_weights
@@ -115,7 +115,7 @@ def save_checkpoint(
             config=config.model_dump(mode="json"),
             special_tokens=special_tokens,
             standardization=standardization,
-            created_with=_versions(),
+            created_with=installed_versions(("statewise", "torch", "lightning", "tokenizers", "safetensors")),
             files=files,
         )
     except ValidationError as error:
@@ -128,16 +128,6 @@ def _copy(source: Path, target: Path) -> None:
         return
     with source.open("rb") as reader, atomic_file(target) as writer:
         shutil.copyfileobj(reader, writer)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("statewise", "torch", "lightning", "tokenizers", "safetensors"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

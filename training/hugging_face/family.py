@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -59,10 +60,10 @@ class HuggingFaceConfig(BaseModel):
         """Positions that attention looks back over; None where it sees all."""
         return None
 
+    @abstractmethod
     def convert(self) -> TransformerConfig:
         """The same model in our terms. Raises pydantic's ValidationError for sizes that contradict each other."""
-        raise NotImplementedError
 
+    @abstractmethod
     def source(self, name: str) -> Source | None:
         """Where the tensor of our module with this name comes from; None for a bias that the family lacks."""
-        raise NotImplementedError

@@ -1,0 +1,15 @@
+"""Which versions of which libraries made something."""
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The version of each package that is installed; the others are left out."""
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
