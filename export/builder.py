@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -62,3 +62,22 @@ def untyped(name: str) -> onnx.ValueInfoProto:
     info = onnx.ValueInfoProto()
     info.name = name
     return info
+
+
+def renamed_nodes(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> list[onnx.NodeProto]:
+    """Copies of the nodes with values renamed, in nested graphs too."""
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [names.get(name, name) for name in node.input]
+        copy.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in copy.attribute:
+            if attribute.HasField("g"):
+                inner = renamed_nodes(attribute.g.node, names)
+                del attribute.g.node[:]
+                attribute.g.node.extend(inner)
+                for info in attribute.g.output:
+                    info.name = names.get(info.name, info.name)
+        copies.append(copy)
+    return copies

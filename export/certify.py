@@ -37,6 +37,8 @@ NUM_GENERATED = 200
 NUM_REAL_GENERATED = 32
 """Real vectors fed back let rounding grow, so that a long run says little."""
 STEPS_PER_RUN = (1, 5, 16, 2)
+MIXED_CHUNK = 16
+"""Items of a prompt that are read beside decoding rows."""
 DATA_SEED = 20_111
 SAMPLED = (
     SamplingParams(seed=1),
@@ -231,6 +233,18 @@ def _is_batch_invariant(decoder: RuntimeDecoder, prompts: list[Array], count: in
         same &= np.array_equal(own_items[0], items[row])
         same &= np.array_equal(own_log_probabilities[0], log_probabilities[row])
         if not same:
+            return False
+    return not decoder.runner.can_mix or _mixes_exactly(decoder, prompts, params)
+
+
+def _mixes_exactly(decoder: RuntimeDecoder, prompts: list[Array], params: list[SamplingParams]) -> bool:
+    """Whether rows that decode while a prompt is read, and that prompt, give bit for bit what each gives alone."""
+    together = decoder.generate_beside(prompts, params, MIXED_CHUNK)
+    for row, (items, log_probabilities) in enumerate(zip(*together, strict=True)):
+        own_items, own_log_probabilities = decoder.generate(
+            [prompts[row]], [params[row]], len(items), chunk=MIXED_CHUNK
+        )
+        if not (np.array_equal(own_items[0], items) and np.array_equal(own_log_probabilities[0], log_probabilities)):
             return False
     return True
 

@@ -41,9 +41,7 @@ class RuntimeDecoder:
         """Feed every prompt, in chunks of `chunk` items or whole; row i of the pool takes prompt i."""
         rows = slice(0, len(prompts))
         for row, p in enumerate(params):
-            self.runner.pool.clear_row(row)
-            self.runner.sampler.set(row, p, 0 if self._reads_tokens else -1)
-            self.runner.sampler.adjustments[row] = self._adjuster(p, prompts[row]).adjustment()
+            self._start(row, prompts[row], p)
         uniforms = np.array([Uniforms(p.seed or 0).take(0, 1) for p in params])
         outputs: list[dict[int, NDArray[np.float32]]] = [{} for _ in prompts]
         first: list[StepResult | None] = [None] * len(prompts)
@@ -91,6 +89,36 @@ class RuntimeDecoder:
                 log_probabilities[row] += self._log_probabilities(result, row)
                 adjuster.append(result.items[:, row].tolist())
         return [np.stack(row) for row in items], [np.array(row, np.float32) for row in log_probabilities]
+
+    def generate_beside(
+        self, prompts: Sequence[Array], params: Sequence[SamplingParams], chunk: int
+    ) -> tuple[list[Array], list[NDArray[np.float32]]]:
+        """Prefill all prompts but the last one, and decode them while the last one is read, one item to a chunk of it.
+
+        Returns each row's items and log-probabilities, the last row's being the one item after its prompt.
+        """
+        last = len(prompts) - 1
+        prefilled = self.prefill(prompts[:last], params[:last], chunk)
+        items = [[result.items[0, row]] for row, result in enumerate(prefilled.first)]
+        log_probabilities = [self._log_probabilities(r, row) for row, r in enumerate(prefilled.first)]
+        self._start(last, prompts[last], params[last])
+        for position, start in enumerate(range(0, len(prompts[last]), chunk), start=1):
+            uniforms = [Uniforms(p.seed or 0).take(position, 1) for p in params[:last]]
+            uniforms.append(Uniforms(params[last].seed or 0).take(0, 1))
+            latest = np.stack([row[-1:] for row in items])
+            piece = prompts[last][None, start : start + chunk]
+            result = self.runner.mixed(last, latest, piece, np.stack(uniforms), num_rows=len(prompts))
+            for row in range(last):
+                items[row].append(result.items[0, row])
+                log_probabilities[row] += self._log_probabilities(result, row)
+        items.append([result.items[0, last]])
+        log_probabilities.append(self._log_probabilities(result, last))
+        return [np.stack(row) for row in items], [np.array(row, np.float32) for row in log_probabilities]
+
+    def _start(self, row: int, prompt: Array, params: SamplingParams) -> None:
+        self.runner.pool.clear_row(row)
+        self.runner.sampler.set(row, params, 0 if self._reads_tokens else -1)
+        self.runner.sampler.adjustments[row] = self._adjuster(params, prompt).adjustment()
 
     def _adjuster(self, params: SamplingParams, prompt: Array) -> LogitAdjuster:
         return LogitAdjuster(params, prompt.tolist() if self._reads_tokens else ())

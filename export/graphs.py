@@ -1,4 +1,8 @@
-"""The two graphs of a bundle: `step` (any number of new items per row) and `decode` (K single-item steps in a Loop)."""
+"""The graphs of a bundle.
+
+`step`: any number of new items per row; `decode`: K single-item steps in a Loop; `mixed`: one item of each of the
+first rows and a chunk of the row behind them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.builder import GraphBuilder, untyped
+from export.builder import GraphBuilder, renamed_nodes, untyped
 from export.sampler import INPUTS, Sampled, add_sampler
 from export.trace import OPSET, TracedStep
 from statewise.manifest import ModelSpec, TokenInput
@@ -33,6 +37,28 @@ def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
         *(_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.state),
     ]
     graph = helper.make_graph([*traced.nodes, *op.nodes], "step", inputs, outputs)
+    return _rename(graph, dict(zip(results, _result_names(spec), strict=True)))
+
+
+def mixed_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """`items` `[row, 1]`, one of each of some rows, and `chunk.items` `[1, time]` of one more: `[row + 1]` results."""
+    op = GraphBuilder()
+    chosen: tuple[str, ...] = (traced.output,)
+    if isinstance(spec.input, TokenInput):
+        uniform = op.Squeeze("sampling.uniforms", op.constant([1]))
+        chosen = add_sampler(op, traced.output, uniform, spec.input.vocabulary_size)
+    results = [op.Identity(value) for value in chosen]
+    chunk_items = _renamed(_items_info(spec, "time"), "chunk.items")
+    chunk_items.type.tensor_type.shape.dim[0].dim_value = 1
+    inputs = [_items_info(spec, 1), *_state_infos(spec), chunk_items, *_chunk_state_infos(spec, "chunk.state")]
+    inputs += _sampler_infos(spec, "every")
+    outputs = [
+        *_result_infos(spec, ["every"], results),
+        _info(traced.output, "float32", ["every", _item_size(spec)]),
+        *(_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.state),
+        *_chunk_state_infos(spec, "chunk.new_state"),
+    ]
+    graph = helper.make_graph([*traced.nodes, *op.nodes], "mixed", inputs, outputs)
     return _rename(graph, dict(zip(results, _result_names(spec), strict=True)))
 
 
@@ -63,7 +89,7 @@ def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx
         op.Slice(op.Shape("body.items"), op.constant([0]), op.constant([1])),
         value=onnx.numpy_helper.from_array(np.ones(1, np.int64)),
     )
-    nodes = [*op.nodes, *_renamed_nodes(traced.nodes, inside | {"lengths": lengths})]
+    nodes = [*op.nodes, *renamed_nodes(traced.nodes, inside | {"lengths": lengths})]
     op.nodes = []
     results: tuple[str, ...] = (traced.output,)
     if isinstance(spec.input, TokenInput):
@@ -121,16 +147,20 @@ def _state_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
     return [_info(f"state.{s.name}", s.dtype, list(s.shape)) for s in spec.state]
 
 
-def _sampler_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
+def _chunk_state_infos(spec: ModelSpec, prefix: str) -> list[onnx.ValueInfoProto]:
+    return [_info(f"{prefix}.{s.name}", s.dtype, [1, *s.shape[1:]]) for s in spec.state]
+
+
+def _sampler_infos(spec: ModelSpec, row: str = "row") -> list[onnx.ValueInfoProto]:
     if not isinstance(spec.input, TokenInput):
         return []
     return [
-        _info(INPUTS.parameters, "float32", ["row", 6]),
-        _info(INPUTS.top_k, "int64", ["row"]),
-        _info(INPUTS.adjust_ids, "int64", ["row", "entry"]),
-        _info(INPUTS.adjust_values, "float32", ["row", "entry", 3]),
+        _info(INPUTS.parameters, "float32", [row, 6]),
+        _info(INPUTS.top_k, "int64", [row]),
+        _info(INPUTS.adjust_ids, "int64", [row, "entry"]),
+        _info(INPUTS.adjust_values, "float32", [row, "entry", 3]),
         _info(INPUTS.num_top, "int64", []),
-        _info("sampling.uniforms", "float32", ["row", "step"]),
+        _info("sampling.uniforms", "float32", [row, "step"]),
     ]
 
 
@@ -148,31 +178,12 @@ def _renamed(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> onnx.GraphProto:
-    nodes = _renamed_nodes(graph.node, names)
+    nodes = renamed_nodes(graph.node, names)
     del graph.node[:]
     graph.node.extend(nodes)
     for info in graph.output:
         info.name = names.get(info.name, info.name)
     return graph
-
-
-def _renamed_nodes(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> list[onnx.NodeProto]:
-    """Copies of the nodes with values renamed, in nested graphs too."""
-    copies = []
-    for node in nodes:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.input[:] = [names.get(name, name) for name in node.input]
-        copy.output[:] = [names.get(name, name) for name in node.output]
-        for attribute in copy.attribute:
-            if attribute.HasField("g"):
-                inner = _renamed_nodes(attribute.g.node, names)
-                del attribute.g.node[:]
-                attribute.g.node.extend(inner)
-                for info in attribute.g.output:
-                    info.name = names.get(info.name, info.name)
-        copies.append(copy)
-    return copies
 
 
 def _values_read(graph: onnx.GraphProto) -> set[str]:

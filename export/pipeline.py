@@ -10,9 +10,9 @@ from pathlib import Path
 import onnx
 
 from export.certify import Scale, certify, library_versions
-from export.graphs import decode_graph, finish_model, step_graph
-from export.trace import trace_step
-from export.weights import write_weights
+from export.graphs import decode_graph, finish_model, mixed_graph, step_graph
+from export.trace import trace_mixed, trace_step
+from export.weights import share_weights, write_weights
 from statewise.bundle import open_bundle, resolve_bundle
 from statewise.bundle_writer import BundleContent, new_bundle
 from statewise.certificate import Certificate, check_certificate
@@ -102,22 +102,23 @@ def _scale(checkpoint: Checkpoint) -> Scale:
 
 def _write_graphs(checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> Variant:
     """Write the graphs and the weights that they share."""
-    traced = trace_step(checkpoint.in_raw_units(), spec)
-    variant = Variant(
-        device="cpu",
-        precision="float32",
-        step=f"step.{CPU_FLOAT32}.onnx",
+    module = checkpoint.in_raw_units()
+    traced = trace_step(module, spec)
+    graphs, weights = {"step": step_graph(traced, spec)}, traced.weights
+    if not any(s.kind == "cache" for s in spec.state):
         # A Loop would copy caches at every step; they are appended to in place, one step to a run.
-        decode=None if any(s.kind == "cache" for s in spec.state) else f"decode.{CPU_FLOAT32}.onnx",
-        data=(f"weights.{CPU_FLOAT32}.data",),
-        certificate=f"certificate.{CPU_FLOAT32}.json",
-    )
-    weights = write_weights(folder / variant.data[0], traced.weights)
-    for file, build in zip(variant.graphs, (step_graph, decode_graph), strict=False):
-        model = finish_model(build(traced, spec), weights)
-        onnx.save_model(model, folder / file)
-        onnx.checker.check_model(str(folder / file))
-    return variant
+        graphs["decode"] = decode_graph(traced, spec)
+    if checkpoint.plugin.mixes:
+        mixed = share_weights(trace_mixed(module, spec), weights)
+        graphs["mixed"], weights = mixed_graph(mixed, spec), weights | mixed.weights
+    files = {name: f"{name}.{CPU_FLOAT32}.onnx" for name in graphs}
+    data = f"weights.{CPU_FLOAT32}.data"
+    initializers = write_weights(folder / data, weights)
+    for name, graph in graphs.items():
+        onnx.save_model(finish_model(graph, initializers), folder / files[name])
+        onnx.checker.check_model(str(folder / files[name]))
+    certificate = f"certificate.{CPU_FLOAT32}.json"
+    return Variant(device="cpu", precision="float32", data=(data,), certificate=certificate, **files)
 
 
 def _copy_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

@@ -15,9 +15,12 @@ import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from statewise.manifest import ModelSpec, TokenInput
 from training.state import zero_state
+
+State = tuple[Tensor, ...]
 
 OPSET = 21
 """The newest opset whose recurrent operators have CUDA kernels in ONNX Runtime."""
@@ -45,42 +48,87 @@ class _LastOutput(torch.nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(
-        self, items: torch.Tensor, lengths: torch.Tensor, state: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         hidden, new_state = self.module(items, lengths, state)
         index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[2])
         return self.module.head(hidden.gather(1, index).squeeze(1)), new_state  # type: ignore[operator] # plugin API
 
 
+class _MixedOutput(torch.nn.Module):
+    """The mixed step with its head."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, items: Tensor, state: State, chunk: Tensor, chunk_state: State) -> tuple[Tensor, State, State]:
+        hidden, *states = self.module.forward_mixed(items, state, chunk, chunk_state)  # type: ignore[operator] # plugin API
+        return self.module.head(hidden), *states  # type: ignore[operator] # plugin API
+
+
 def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace the step function with dynamic rows and time."""
-    row, time, position = (torch.export.Dim(name) for name in ("row", "time", "position"))
-    sizes = {"row": row, "position": position}
-    state_sizes = tuple({d: sizes[s] for d, s in enumerate(part.shape) if isinstance(s, str)} for part in spec.state)
+    row, time = torch.export.Dim("row"), torch.export.Dim("time")
     state = zero_state(spec, _TRACE_ROWS, _TRACE_POSITIONS)
-    new_state = tuple(f"new_state.{s.name}" for s in spec.state)
+    example = (_example_items(spec, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1, state)
+    sizes = ({0: row, 1: time}, {0: row}, _state_sizes(spec, {"row": row, "position": torch.export.Dim("position")}))
+    names = ["items", "lengths", *(f"state.{s.name}" for s in spec.state)]
+    return _trace(_LastOutput(module), example, sizes, names, tuple(f"new_state.{s.name}" for s in spec.state))
+
+
+def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
+    """Trace the mixed step: one item of each of some rows, and a chunk of one more."""
+    row, time, position = (torch.export.Dim(name) for name in ("row", "time", "position"))
+    state, chunk_state = zero_state(spec, _TRACE_ROWS, _TRACE_POSITIONS), zero_state(spec, 1, _TRACE_POSITIONS)
+    example = (_example_items(spec, _TRACE_ROWS, 1), state, _example_items(spec, 1, _TRACE_TIME), chunk_state)
+    sizes = (
+        {0: row},
+        _state_sizes(spec, {"row": row, "position": position}),
+        {1: time},
+        _state_sizes(spec, {"position": position}),
+    )
+    parts = [s.name for s in spec.state]
+    names = ["items", *(f"state.{p}" for p in parts), "chunk.items", *(f"chunk.state.{p}" for p in parts)]
+    results = (*(f"new_state.{p}" for p in parts), *(f"chunk.new_state.{p}" for p in parts))
+    return _trace(_MixedOutput(module), example, sizes, names, results)
+
+
+def _trace(
+    module: torch.nn.Module,
+    example: tuple[Any, ...],
+    sizes: tuple[Any, ...],
+    names: list[str],
+    results: tuple[str, ...],
+) -> TracedStep:
     with _quiet():
         program = torch.onnx.export(
-            _LastOutput(module).eval(),
-            (_example_items(spec), torch.arange(_TRACE_ROWS) + 1, state),
+            module.eval(),
+            example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=["items", "lengths", *(f"state.{s.name}" for s in spec.state)],
-            output_names=["output", *new_state],
-            dynamic_shapes=({0: row, 1: time}, {0: row}, state_sizes),
+            input_names=names,
+            output_names=["output", *results],
+            dynamic_shapes=sizes,
             verbose=False,
         )
         assert program is not None
         # The reordering of gates is folded into the weights, whatever their size.
         onnxscript.optimizer.optimize(program.model, input_size_limit=2**62, output_size_limit=2**62)
-    return _take_apart(program.model, new_state)
+    return _take_apart(program.model, results)
 
 
-def _example_items(spec: ModelSpec) -> torch.Tensor:
+def _state_sizes(spec: ModelSpec, sizes: dict[str, Any]) -> tuple[dict[int, Any], ...]:
+    """The dynamic dimensions of every state tensor."""
+    return tuple(
+        {d: sizes[size] for d, size in enumerate(part.shape) if isinstance(size, str) and size in sizes}
+        for part in spec.state
+    )
+
+
+def _example_items(spec: ModelSpec, num_rows: int, time: int) -> Tensor:
     if isinstance(spec.input, TokenInput):
-        return torch.zeros(_TRACE_ROWS, _TRACE_TIME, dtype=torch.int64)
-    return torch.zeros(_TRACE_ROWS, _TRACE_TIME, spec.input.features)
+        return torch.zeros(num_rows, time, dtype=torch.int64)
+    return torch.zeros(num_rows, time, spec.input.features)
 
 
 def _take_apart(model: ir.Model, new_state: tuple[str, ...]) -> TracedStep:

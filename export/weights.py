@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from export.builder import renamed_nodes
+from export.trace import TracedStep
+
 ALIGNMENT = 4096
 """Offsets are whole pages, so that ONNX Runtime can map the file into memory."""
 
 INLINE_LIMIT = 1024
 """Smaller tensors (bytes) stay in the graph, where the optimizer sees them as constants."""
+
+
+def share_weights(traced: TracedStep, others: Mapping[str, NDArray[Any]]) -> TracedStep:
+    """The trace with the names of `others` for weights equal to theirs, and names of its own for everything else."""
+    known = {_content(array): name for name, array in others.items()}
+    results = {traced.output, *traced.new_state}
+    names = {name: f"mixed.{name}" for node in traced.nodes for name in node.output if name and name not in results}
+    names |= {name: known.get(_content(array), f"mixed.{name}") for name, array in traced.weights.items()}
+    weights = {names[name]: array for name, array in traced.weights.items()}
+    return replace(traced, nodes=renamed_nodes(traced.nodes, names), weights=weights)
+
+
+def _content(array: NDArray[Any]) -> tuple[Any, ...]:
+    return array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest()
 
 
 def write_weights(path: Path, weights: Mapping[str, NDArray[Any]]) -> list[TensorProto]:

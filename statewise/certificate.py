@@ -71,7 +71,7 @@ class Certificate(Figures):
     """None where the model gives real vectors."""
     sampled_tokens: TokenAgreement | None = None
     batch_invariant: bool
-    """A row alone gives bit for bit what it gives in a full batch."""
+    """A row alone gives bit for bit what it gives in a full batch, and beside a prompt that is read in the same run."""
     chunk_invariant: bool
     """A prompt in chunks gives what it gives whole, within the tolerances."""
     cases: tuple[Case, ...] = Field(min_length=1)

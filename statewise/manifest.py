@@ -143,14 +143,16 @@ class Variant(Strict):
     """One run: `time` new items of every row, one output item per row (prefill, and decode)."""
     decode: FileName | None = None
     """One run: K items for every row, the state looping inside the graph."""
+    mixed: FileName | None = None
+    """One run: one item of each of the first rows, and a chunk of a prompt for the row behind them."""
     data: tuple[FileName, ...] = ()
-    """External weights of the two graphs; empty where the weights lie inside them."""
+    """External weights of the graphs; empty where the weights lie inside them."""
     certificate: FileName
 
     @property
     def graphs(self) -> tuple[str, ...]:
         """Names of the ONNX files."""
-        return (self.step, self.decode) if self.decode else (self.step,)
+        return tuple(name for name in (self.step, self.decode, self.mixed) if name)
 
 
 class Manifest(Strict):

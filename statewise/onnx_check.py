@@ -54,7 +54,8 @@ def check_graphs(bundle: Bundle, variant_name: str) -> None:
         try:
             model = _parse(bundle.path(name))
             _check_model(model, sizes)
-            _check_state_names(model, bundle)
+            prefixes = ("", "chunk.") if name == variant.mixed else ("",)
+            _check_state_names(model, bundle, prefixes)
         except _RefusedError as refused:
             raise BundleError(f"{name}: {refused}") from refused
 
@@ -164,12 +165,12 @@ def _natural(tensor: TensorProto, entries: dict[str, str], key: str, default: in
     return int(text)
 
 
-def _check_state_names(model: ModelProto, bundle: Bundle) -> None:
-    declared = {spec.name for spec in bundle.manifest.model.state}
+def _check_state_names(model: ModelProto, bundle: Bundle, prefixes: tuple[str, ...]) -> None:
+    declared = {prefix + spec.name for prefix in prefixes for spec in bundle.manifest.model.state}
     inputs = {value.name for value in model.graph.input}
     outputs = {value.name for value in model.graph.output}
-    for prefix, found, what in (("state.", inputs, "input"), ("new_state.", outputs, "output")):
-        states = {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
+    for marker, found, what in (("state.", inputs, "input"), ("new_state.", outputs, "output")):
+        states = {p + name.removeprefix(p + marker) for p in prefixes for name in found if name.startswith(p + marker)}
         if states != declared:
             missing, unknown = sorted(declared - states), sorted(states - declared)
             raise _RefusedError(

@@ -48,10 +48,19 @@ class SequencePlugin(ABC, Generic[ConfigT]):
     state      a tuple of tensors in the order of `ModelSpec.state`; zeros start a sequence
     hidden     float32 `[row, time, width]`; what lies beyond a row's length is undefined
     output     float32 `[..., vocabulary_size]` logits or `[..., features]` values, as the head says
+
+    Where `mixes` is True there is also the mixed step, which reads the weights once for one item of each of some rows
+    and a chunk of a prompt of one row more, and gives the same numbers as two calls of `forward`:
+
+        forward_mixed(items, state, chunk, chunk_state) -> (hidden, new_state, new_chunk_state)
+
+    items `[row, 1, ...]`, chunk `[1, time, ...]`, hidden `[row + 1, width]`: of each row's item and the chunk's last.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[PluginConfig]]
+    mixes: ClassVar[bool] = False
+    """Whether the module has a mixed step: worth while where a step is bound by reading the weights."""
 
     @abstractmethod
     def spec(self, config: ConfigT) -> ModelSpec:

@@ -21,6 +21,13 @@ class Standardized(nn.Module):
         """Hidden vectors and new state of the module inside; items float32 `[row, time, features]`, raw."""
         return self.module((items - self.mean) / self.deviation, lengths, state)
 
+    def forward_mixed(
+        self, items: Tensor, state: tuple[Tensor, ...], chunk: Tensor, chunk_state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The mixed step of the module inside, where it has one."""
+        items, chunk = ((raw - self.mean) / self.deviation for raw in (items, chunk))
+        return self.module.forward_mixed(items, state, chunk, chunk_state)
+
     def head(self, hidden: Tensor) -> Tensor:
         """Raw values `[..., features]`."""
         return self.module.head(hidden) * self.deviation + self.mean

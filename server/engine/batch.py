@@ -1,31 +1,75 @@
-"""Sequences into the arrays of one run."""
+"""Sequences into the arrays of a run, and what the run made back to each of them."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.engine.scheduler import Plan
 from server.engine.sequence import Sequence
 from server.runtime.runner import Runner, StepResult
 
 
-def decode(runner: Runner, sequences: list[Sequence], num_steps: int, num_rows: int) -> StepResult:
-    """Make `num_steps` items for each of the decoding sequences, which hold the first rows of `num_rows` in use."""
-    items = np.array([sequence.last_item for sequence in sequences])[:, None]
-    _set_adjustments(runner, sequences)
-    return runner.decode(len(sequences), items, _uniforms(sequences, num_steps), num_rows=num_rows)
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run gave one sequence."""
+
+    sequence: Sequence
+    result: StepResult
+    row: int
+    """The sequence's place in the result."""
+    num_prompt_items: int = 0
+    """Prompt items that the run has read; 0 where the sequence decodes."""
 
 
-def prefill(runner: Runner, sequences: list[Sequence], chunk_lengths: tuple[int, ...], num_rows: int) -> StepResult:
-    """Read the next chunk of each prompt; the sequences hold rows one behind the other."""
+def decode(runner: Runner, plan: Plan, running: list[Sequence]) -> list[Outcome]:
+    """Make items for all decoding sequences; in a mixed step also read a chunk of the first prompt behind them."""
+    decoding = running[: plan.num_decoding]
+    if not decoding:
+        return []
+    items = np.array([sequence.last_item for sequence in decoding])[:, None]
+    if not plan.is_mixed:
+        _set_adjustments(runner, decoding)
+        uniforms = _uniforms(decoding, plan.num_decode_steps)
+        result = runner.decode(plan.num_decoding, items, uniforms, num_rows=len(running))
+        return _outcomes(decoding, result)
+    everyone, length = running[: plan.num_decoding + 1], plan.chunk_lengths[0]
+    _set_adjustments(runner, everyone)
+    chunk = _next_items(everyone[-1], length)[None]
+    result = runner.mixed(plan.num_decoding, items, chunk, _uniforms(everyone, 1), num_rows=len(running))
+    return _outcomes(everyone, result, (*(0 for _ in decoding), length))
+
+
+def prefill(runner: Runner, plan: Plan, running: list[Sequence]) -> list[Outcome]:
+    """Read the next chunks of the prompts, but for the one that a mixed step reads."""
+    lengths = plan.chunk_lengths[plan.is_mixed :]
+    if not lengths:
+        return []
+    first = plan.num_decoding + plan.is_mixed
+    sequences = running[first : first + len(lengths)]
     prompt = sequences[0].request.prompt
-    items = np.zeros((len(sequences), max(chunk_lengths), *prompt.shape[1:]), prompt.dtype)
-    for row, (sequence, length) in enumerate(zip(sequences, chunk_lengths, strict=True)):
-        items[row, :length] = sequence.request.prompt[sequence.num_prefilled :][:length]
+    items = np.zeros((len(sequences), max(lengths), *prompt.shape[1:]), prompt.dtype)
+    for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
+        items[row, :length] = _next_items(sequence, length)
     _set_adjustments(runner, sequences)
-    first = sequences[0].row
     rows = slice(first, first + len(sequences))
-    return runner.step(rows, items, np.array(chunk_lengths), _uniforms(sequences, 1), num_rows=num_rows)
+    result = runner.step(rows, items, np.array(lengths), _uniforms(sequences, 1), num_rows=len(running))
+    return _outcomes(sequences, result, lengths)
+
+
+def _outcomes(sequences: list[Sequence], result: StepResult, lengths: tuple[int, ...] = ()) -> list[Outcome]:
+    lengths = lengths or (0,) * len(sequences)
+    return [
+        Outcome(sequence, result, row, length)
+        for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True))
+    ]
+
+
+def _next_items(sequence: Sequence, length: int) -> NDArray[Any]:
+    return sequence.request.prompt[sequence.num_prefilled :][:length]
 
 
 def _uniforms(sequences: list[Sequence], count: int) -> NDArray[np.float32]:

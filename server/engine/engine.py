@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from server.engine.batch import decode, prefill
+from server.engine.batch import Outcome, decode, prefill
 from server.engine.limits import Limits
 from server.engine.request import Channel, Delta, GenerationRequest, Stream
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.settings import EngineSettings
-from server.runtime.runner import Runner, StepResult
+from server.runtime.runner import Runner
 from statewise.bundle import Bundle
 from statewise.errors import (
     CancelledError,
@@ -88,7 +88,11 @@ class Engine:
         Raises BundleError where ONNX Runtime refuses it.
         """
         runner = Runner.load(
-            bundle, variant_name, max_rows=settings.max_rows, intra_op_threads=settings.intra_op_threads
+            bundle,
+            variant_name,
+            max_rows=settings.max_rows,
+            intra_op_threads=settings.intra_op_threads,
+            with_mixed=settings.mixed_steps,
         )
         runner.warm_up()
         file = bundle.manifest.tokenizer
@@ -226,45 +230,35 @@ class Engine:
             return
         started = self._step_started = time.monotonic()
         running = self._scheduler.running
-        decoding = running[: plan.num_decoding]
-        prefilling = running[plan.num_decoding :][: len(plan.chunk_lengths)]
+        involved = running[: plan.num_decoding + len(plan.chunk_lengths)]
         try:
-            decoded = decode(self._runner, decoding, plan.num_decode_steps, len(running)) if decoding else None
-            self._step_seconds = (time.monotonic() - started) / plan.num_decode_steps if decoding else 0.0
-            prefilled = prefill(self._runner, prefilling, plan.chunk_lengths, len(running)) if prefilling else None
-            self._commit(decoding, decoded)
-            self._commit_prompts(prefilling, plan.chunk_lengths, prefilled)
+            decoded = decode(self._runner, plan, running)
+            self._step_seconds = (time.monotonic() - started) / plan.num_decode_steps if decoded else 0.0
+            for outcome in (*decoded, *prefill(self._runner, plan, running)):
+                self._commit(outcome)
         except Exception as error:
             logger.exception("a step of model %s failed", self.manifest.name)
             message = f"a step failed: {type(error).__name__}; the request may be retried"
-            self._fail([*decoding, *prefilling], InternalError(message))
+            self._fail(involved, InternalError(message))
         finally:
             self._step_started = None
             self.stats.num_steps += 1
             self.stats.busy_seconds += time.monotonic() - started
 
-    def _commit(self, sequences: list[Sequence], result: StepResult | None) -> None:
-        for row, sequence in enumerate(sequences):
-            self._append(sequence, result, row)
-
-    def _commit_prompts(
-        self, sequences: list[Sequence], chunk_lengths: tuple[int, ...], result: StepResult | None
-    ) -> None:
-        for row, (sequence, length) in enumerate(zip(sequences, chunk_lengths, strict=True)):
-            sequence.num_prefilled += length
-            self.stats.num_prompt_items += length
-            if not sequence.num_prompt_left and not self._append(sequence, result, row):
-                self._scheduler.start_decoding(sequence)
-
-    def _append(self, sequence: Sequence, result: StepResult | None, row: int) -> bool:
-        """Give a sequence what the run made for it; frees its row and returns True where that was its last."""
-        assert result is not None
-        delta = sequence.append(result, row)
+    def _commit(self, outcome: Outcome) -> None:
+        """Move a sequence on; frees its row where that was its last item."""
+        sequence = outcome.sequence
+        sequence.num_prefilled += outcome.num_prompt_items
+        self.stats.num_prompt_items += outcome.num_prompt_items
+        if sequence.num_prompt_left:
+            return
+        delta = sequence.append(outcome.result, outcome.row)
         self.stats.num_output_items += len(delta.items)
         self._tell(sequence, delta)
         if delta.is_last:
             self._scheduler.release(sequence)
-        return delta.is_last
+        elif outcome.num_prompt_items:
+            self._scheduler.start_decoding(sequence)
 
     def _fail(self, sequences: Iterable[Sequence], error: StatewiseError) -> None:
         for sequence in sequences:

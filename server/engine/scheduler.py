@@ -19,6 +19,8 @@ class Plan:
     """Items per decoding row."""
     chunk_lengths: tuple[int, ...]
     """Prompt items of each prefilling row, from row `num_decoding` on."""
+    is_mixed: bool = False
+    """Whether the first of these chunks goes into the run that decodes."""
 
 
 class Scheduler:
@@ -56,7 +58,9 @@ class Scheduler:
                 break
             chunks.append(chunk)
             budget -= chunk
-        return Plan(self.num_decoding, self._num_decode_steps(decoding, step_seconds), tuple(chunks))
+        num_decode_steps = self._num_decode_steps(decoding, step_seconds)
+        is_mixed = bool(self._runner.can_mix and decoding and chunks and num_decode_steps == 1)
+        return Plan(self.num_decoding, num_decode_steps, tuple(chunks), is_mixed)
 
     def start_decoding(self, sequence: Sequence) -> None:
         """The prompt is in the state: move the sequence among the decoding rows."""

@@ -23,6 +23,10 @@ class EngineSettings(BaseModel):
     token_budget: int = Field(default=512, ge=1)
     """Most prompt items in one step, over all its rows; one whole chunk is always taken."""
 
+    mixed_steps: bool = True
+    """Whether a prompt's chunk is read in the run that decodes, where the bundle has a graph for it: more throughput
+    for a second copy of the weights in memory."""
+
     decode_ms: float = Field(default=15.0, gt=0)
     """Milliseconds that one decode run may take; sets how many items each row makes in it."""
 

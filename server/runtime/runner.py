@@ -42,29 +42,46 @@ class Runner:
         step: onnxruntime.InferenceSession,
         decode: onnxruntime.InferenceSession | None,
         max_rows: int,
+        mixed: onnxruntime.InferenceSession | None = None,
     ) -> None:
         self.spec = spec
         self.pool = StatePool(spec.state, max_rows, spec.max_positions)
         self.sampler = SamplerTable(max_rows)
         self._step = step
         self._decode = decode
+        self._mixed = mixed
 
     @classmethod
-    def load(cls, bundle: Bundle, variant_name: str, *, max_rows: int, intra_op_threads: int = 0) -> Runner:
-        """Load the graphs of one variant.
+    def load(
+        cls,
+        bundle: Bundle,
+        variant_name: str,
+        *,
+        max_rows: int,
+        intra_op_threads: int = 0,
+        with_mixed: bool = True,
+    ) -> Runner:
+        """Load the graphs of one variant; `with_mixed` False leaves out the one that prefills beside decoding.
 
         Raises BundleError where ONNX Runtime refuses one.
         """
         variant = bundle.variant(variant_name)
-        paths = [bundle.path(name) if name else None for name in (variant.step, variant.decode)]
-        step, decode = (create_session(path, intra_op_threads=intra_op_threads) if path else None for path in paths)
+        names = (variant.step, variant.decode, variant.mixed if with_mixed else None)
+        step, decode, mixed = (
+            create_session(bundle.path(name), intra_op_threads=intra_op_threads) if name else None for name in names
+        )
         assert step is not None
-        return cls(bundle.manifest.model, step, decode, max_rows)
+        return cls(bundle.manifest.model, step, decode, max_rows, mixed)
 
     @property
     def can_decode_many(self) -> bool:
         """Whether one run can make several items per row."""
         return self._decode is not None
+
+    @property
+    def can_mix(self) -> bool:
+        """Whether one run can feed a prompt's chunk beside the rows that decode."""
+        return self._mixed is not None
 
     def warm_up(self) -> None:
         """Run every graph once on zeros: the first request does not pay for it, and a broken graph is seen now."""
@@ -72,6 +89,9 @@ class Runner:
         self.step(slice(0, 1), items, np.ones(1, np.int64), np.zeros((1, 1), np.float32), num_rows=1)
         if self._decode is not None:
             self.decode(1, items, np.zeros((1, 2), np.float32), num_rows=1)
+        if self._mixed is not None and self.pool.max_rows > 1:
+            self.mixed(1, items, items, np.zeros((2, 1), np.float32), num_rows=2)
+            self.pool.clear_row(1)
         self.pool.clear_row(0)
 
     def step(
@@ -94,7 +114,8 @@ class Runner:
             results = self._step_one_by_one(rows, items, lengths, uniforms, wanted, num_rows)
         else:
             inputs = {"items": items, "lengths": lengths, **self._sampler_inputs(rows, uniforms)}
-            results = self._run(self._step, rows, inputs, wanted, num_rows, lengths)
+            results = self._run(self._step, {"": rows}, inputs, wanted)
+            self.pool.commit(rows, num_rows, lengths)
         outputs = results.pop() if with_outputs else None
         return replace(StepResult(*(result[None] for result in results)), outputs=outputs)
 
@@ -118,7 +139,9 @@ class Runner:
             row = slice(rows.start + index, rows.start + index + 1)
             inputs = {"items": items[one, :length], "lengths": lengths[one]}
             inputs |= {name: value[one] if np.ndim(value) else value for name, value in sampling.items()}
-            results.append(self._run(self._step, row, inputs, wanted, num_rows, lengths[one]) if length else None)
+            results.append(self._run(self._step, {"": row}, inputs, wanted) if length else None)
+            if length:
+                self.pool.commit(row, num_rows, lengths[one])
         blank = [np.zeros_like(part) for part in next(result for result in results if result is not None)]
         return [np.concatenate(parts) for parts in zip(*(result or blank for result in results), strict=True)]
 
@@ -133,7 +156,26 @@ class Runner:
         if self._decode is None or num_steps == 1:
             return self.step(rows, items, np.ones(num_decoding, np.int64), uniforms, num_rows=num_rows)
         inputs = {"items": items, "steps": np.array(num_steps), **self._sampler_inputs(rows, uniforms)}
-        return StepResult(*self._run(self._decode, rows, inputs, self._result_names, num_rows, num_steps))
+        results = self._run(self._decode, {"": rows}, inputs, self._result_names)
+        self.pool.commit(rows, num_rows, num_steps)
+        return StepResult(*results)
+
+    def mixed(
+        self, num_decoding: int, items: Array, chunk: Array, uniforms: NDArray[np.float32], *, num_rows: int
+    ) -> StepResult:
+        """One item of each of rows 0..num_decoding-1, and a chunk of a prompt for the row behind them, in one run.
+
+        `items` `[row, 1]` or `[row, 1, features]`, `chunk` `[1, time]` or `[1, time, features]`, `uniforms`
+        `[row + 1, 1]`; `num_rows`: all rows in use. Gives what `decode` and then `step` would, the weights being read
+        once.
+        """
+        assert self._mixed is not None
+        rows = slice(0, num_decoding + 1)
+        inputs = {"items": items, "chunk.items": chunk, **self._sampler_inputs(rows, uniforms)}
+        parts = {"": slice(0, num_decoding), "chunk.": slice(num_decoding, num_decoding + 1)}
+        results = self._run(self._mixed, parts, inputs, self._result_names)
+        self.pool.commit(rows, num_rows, np.array([1] * num_decoding + [chunk.shape[1]]))
+        return StepResult(*(result[None] for result in results))
 
     def copy_row(self, source: int, target: int) -> None:
         """Give `target` the state and the parameters of `source`."""
@@ -150,12 +192,11 @@ class Runner:
     def _run(
         self,
         session: onnxruntime.InferenceSession,
-        rows: slice,
+        parts: dict[str, slice],
         inputs: dict[str, Array],
         wanted: list[str],
-        num_rows: int,
-        num_items: NDArray[np.int64] | int,
     ) -> list[Array]:
+        """Run a graph; `parts` are the rows whose state it reads and writes, by the prefix of the state's names."""
         binding = session.io_binding()
         # ONNX Runtime does not hold these arrays: they must outlive the run.
         held = [np.asarray(value, order="C") for value in inputs.values()]
@@ -165,10 +206,10 @@ class Runner:
             binding.bind_output(name, "cpu")
         for spec in self.spec.state:
             current, new = self.pool.buffers(spec.name)
-            _bind(binding.bind_input, f"state.{spec.name}", current[rows])
-            _bind(binding.bind_output, f"new_state.{spec.name}", new[rows])
+            for prefix, rows in parts.items():
+                _bind(binding.bind_input, f"{prefix}state.{spec.name}", current[rows])
+                _bind(binding.bind_output, f"{prefix}new_state.{spec.name}", new[rows])
         session.run_with_iobinding(binding)
-        self.pool.commit(rows, num_rows, num_items)
         return [value.numpy() for value in binding.get_outputs()[: len(wanted)]]
 
     def _sampler_inputs(self, rows: slice, uniforms: NDArray[np.float32]) -> dict[str, Array]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.transformer.attention import cached_attention
+from training.transformer.caches import Caches, MixedCaches, RowCaches
 from training.transformer.positions import rotary_table, rotate, sinusoidal_table
 
 if TYPE_CHECKING:
@@ -50,10 +50,30 @@ class TransformerModule(nn.Module):
 
     def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         """Hidden vectors `[row, time, hidden_size]`, normalised for the head, and the state with the new items."""
-        position = state[0]
+        caches = RowCaches(state, lengths)
+        hidden = self._run(items, caches.places(items.shape[1]), caches)
+        return hidden, caches.new_state()
+
+    def forward_mixed(
+        self, items: Tensor, state: State, chunk: Tensor, chunk_state: State
+    ) -> tuple[Tensor, State, State]:
+        """One item of each of some rows, `[row, 1]`, and a chunk of one more, `[1, time]`: one pass over the weights.
+
+        Returns the hidden vectors of the rows' items and of the chunk's last one, `[row + 1, hidden_size]`, and both
+        states with the new items. The same numbers as two calls of `forward`.
+        """
+        num_rows, time = items.shape[0], chunk.shape[1]
+        rows = RowCaches(state, torch.ones_like(items[:, 0], dtype=torch.int64))
+        last = RowCaches(chunk_state, torch.full_like(chunk_state[0], time))
+        caches = MixedCaches(rows, num_rows, last)
+        line = torch.cat([items.transpose(0, 1), chunk], dim=1)
+        hidden = self._run(line, caches.places(time), caches)[0]
+        return torch.cat([hidden[:num_rows], hidden[-1:]]), rows.new_state(), last.new_state()
+
+    def _run(self, items: Tensor, places: Tensor, caches: Caches) -> Tensor:
+        """Hidden vectors of items at the given positions, `[row, time, hidden_size]`."""
         # Padding may lie beyond the last position; what it looks up is never used.
-        steps = torch.arange(items.shape[1], device=items.device)
-        places = (position[:, None] + steps).clamp(max=self.max_positions - 1)
+        places = places.clamp(max=self.max_positions - 1)
         hidden = self.embedding(items)
         if self.position_embedding is not None:
             hidden = hidden + self.position_embedding(places)
@@ -61,12 +81,9 @@ class TransformerModule(nn.Module):
             hidden = hidden + self.sinusoids[places]
         rotation = self.rotations[places] if self.positions == "rotary" else None
         hidden = self.dropout(hidden)
-        new_state = [position + lengths]
-        for index, layer in enumerate(self.layers):
-            past = state[1 + 2 * index], state[2 + 2 * index]
-            hidden, present = layer(hidden, rotation, past, position, lengths)
-            new_state += present
-        return self.final_norm(hidden), tuple(new_state)
+        for layer in self.layers:
+            hidden = layer(hidden, rotation, caches)
+        return self.final_norm(hidden)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `[..., vocabulary_size]` or values `[..., features]`."""
@@ -94,30 +111,24 @@ class Layer(nn.Module):
         self.down = nn.Linear(config.feed_forward_width, width, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, hidden: Tensor, rotation: Tensor | None, past: tuple[Tensor, Tensor], position: Tensor, lengths: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Hidden vectors `[row, time, hidden_size]` and the caches `[row, kv_head, position, head_size]`."""
+    def forward(self, hidden: Tensor, rotation: Tensor | None, caches: Caches) -> Tensor:
+        """Hidden vectors `[row, time, hidden_size]`."""
         inputs = self.attention_norm(hidden) if self.is_pre_norm else hidden
-        attended, present = self._attend(inputs, rotation, past, position, lengths)
-        hidden = hidden + self.dropout(attended)
+        hidden = hidden + self.dropout(self._attend(inputs, rotation, caches))
         if not self.is_pre_norm:
             hidden = self.attention_norm(hidden)
         inputs = self.feed_forward_norm(hidden) if self.is_pre_norm else hidden
         hidden = hidden + self.dropout(self.down(self._activate(inputs)))
-        return (hidden if self.is_pre_norm else self.feed_forward_norm(hidden)), present
+        return hidden if self.is_pre_norm else self.feed_forward_norm(hidden)
 
-    def _attend(
-        self, inputs: Tensor, rotation: Tensor | None, past: tuple[Tensor, Tensor], position: Tensor, lengths: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _attend(self, inputs: Tensor, rotation: Tensor | None, caches: Caches) -> Tensor:
         query, key, value = (
             linear(inputs).unflatten(2, (-1, self.head_size)) for linear in (self.query, self.key, self.value)
         )
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        dropout = self.dropout.p if self.training else 0.0
-        attended, *present = cached_attention(query, key, value, *past, position, lengths, dropout=dropout)
-        return self.attention_output(attended.flatten(2)), tuple(present)
+        attended = caches.attend(query, key, value, self.dropout.p if self.training else 0.0)
+        return self.attention_output(attended.flatten(2))
 
     def _activate(self, inputs: Tensor) -> Tensor:
         up = self.up(inputs)

@@ -80,6 +80,7 @@ class TransformerPlugin(SequencePlugin[TransformerConfig]):
 
     name = "transformer"
     config_class = TransformerConfig
+    mixes = True
 
     def spec(self, config: TransformerConfig) -> ModelSpec:
         """The number of items so far, and each layer's keys and values."""
