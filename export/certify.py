@@ -239,6 +239,8 @@ def _is_batch_invariant(decoder: RuntimeDecoder, prompts: list[Array], count: in
 
 def _mixes_exactly(decoder: RuntimeDecoder, prompts: list[Array], params: list[SamplingParams]) -> bool:
     """Whether rows that decode while a prompt is read, and that prompt, give bit for bit what each gives alone."""
+    if len(prompts) == 1:
+        prompts, params = prompts * 2, params * 2
     together = decoder.generate_beside(prompts, params, MIXED_CHUNK)
     for row, (items, log_probabilities) in enumerate(zip(*together, strict=True)):
         own_items, own_log_probabilities = decoder.generate(

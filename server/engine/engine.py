@@ -43,6 +43,7 @@ class EngineStats:
     """Totals since the start, for metrics and benchmarks."""
 
     num_steps: int = 0
+    num_mixed_steps: int = 0
     num_prompt_items: int = 0
     num_output_items: int = 0
     busy_seconds: float = 0.0
@@ -243,6 +244,7 @@ class Engine:
         finally:
             self._step_started = None
             self.stats.num_steps += 1
+            self.stats.num_mixed_steps += plan.is_mixed
             self.stats.busy_seconds += time.monotonic() - started
 
     def _commit(self, outcome: Outcome) -> None:

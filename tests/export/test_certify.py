@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,11 +20,11 @@ from export.certify import BATCH_SIZES, CHUNKS, NUM_GENERATED, PROMPT_LENGTHS
 from export.pipeline import Exported, export_checkpoint
 from export.report import checks
 from export.sampler import Sampled, add_sampler
-from export.trace import TracedStep, trace_step
+from export.trace import TracedStep, trace_mixed, trace_step
 from statewise.bundle import find_bundle, open_bundle
 from statewise.certificate import Certificate, check_certificate
 from statewise.plugins import load_plugin
-from tests.models import MODELS
+from tests.models import MODELS, make_checkpoint
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 HIDDEN = 8
@@ -202,6 +203,32 @@ def test_another_rule_of_choice_is_missed(
     exported = export_traced(traced)
 
     assert missed(exported, tmp_path / "models") == {"sampled tokens"}
+
+
+def test_a_mixed_step_with_other_weights_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt read beside decoding rows must give what it gives alone; that graph too is certified."""
+    checkpoint = make_checkpoint("transformer", tmp_path / "checkpoint")
+
+    def nudged(*arguments: Any) -> TracedStep:
+        traced = trace_mixed(*arguments)
+        name = next(name for name in traced.weights if name.endswith("layers.0.up.bias"))
+        return replace(traced, weights=traced.weights | {name: traced.weights[name] + 1e-3})
+
+    monkeypatch.setattr(export.pipeline, "trace_mixed", nudged)
+    exported = export_checkpoint(checkpoint, tmp_path / "models")
+
+    assert missed(exported, tmp_path / "models") == {"row alone = row in a batch"}
+
+
+def test_graphs_of_one_variant_share_their_weights(repository: Path) -> None:
+    """The file of weights holds each weight once, whichever graphs read it."""
+    bundle = open_bundle(find_bundle(repository, "transformer"))
+    variant = bundle.variant("cpu-float32")
+    checkpoint = load_checkpoint(bundle.folder)
+    held = sum(parameter.numel() * 4 for parameter in checkpoint.module.state_dict().values())
+
+    assert variant.mixed is not None
+    assert bundle.path(variant.data[0]).stat().st_size < 1.2 * held
 
 
 def test_a_failed_export_leaves_older_versions_alone(traced: TracedStep, export_traced: Export, tmp_path: Path) -> None:

@@ -62,6 +62,16 @@ def test_a_request_gets_bit_for_bit_the_same_alone_and_among_64(engine_of: Engin
     assert crowded.num_running == 0
 
 
+def test_prompts_read_beside_decoding_rows_change_nothing(engine_of: EngineOf) -> None:
+    """With and without mixed steps all requests get the same, bit for bit, and the mixed engine takes fewer runs."""
+    requests = ragged_requests(40, 300, seed=3)
+    mixed, separate = (engine_of("transformer", max_rows=4, prefill_chunk=16, mixed_steps=on) for on in (True, False))
+
+    assert run_all(mixed, requests) == run_all(separate, requests)
+    assert mixed.stats.num_mixed_steps > 20
+    assert separate.stats.num_mixed_steps == 0
+
+
 @pytest.mark.parametrize("name", ["lstm-2", "gru-text", "rnn-1", "transformer"])
 def test_the_engine_gives_the_reference_decoders_tokens(engine_of: EngineOf, name: str) -> None:
     """Greedy and seeded sampled tokens are those of PyTorch with the NumPy rules, over 200 steps."""

@@ -60,6 +60,23 @@ def test_ragged_chunks_over_a_cache_give_what_the_whole_sequence_gives(shape: st
     assert state[0].tolist() == [20, 4, 13]
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_the_mixed_step_gives_what_two_steps_give(shape: str) -> None:
+    """Rows with one item each and a chunk of one more row have the outputs and caches of two separate steps."""
+    module, spec = build(**SHAPES[shape])
+    _, state = module(torch.randint(0, 50, (3, 9)), torch.tensor([9, 2, 5]), zero_state(spec, 3, 33))
+    items, chunk = torch.randint(0, 50, (2, 1)), torch.randint(0, 50, (1, 7))
+    of_rows, of_chunk = tuple(part[:2] for part in state), tuple(part[2:] for part in state)
+    rows, new_state = module(items, torch.ones(2, dtype=torch.int64), of_rows)
+    last, new_chunk_state = module(chunk, torch.tensor([7]), of_chunk)
+
+    hidden, *mixed_states = module.forward_mixed(items, of_rows, chunk, of_chunk)
+
+    torch.testing.assert_close(hidden, torch.cat([rows[:, 0], last[:, -1]]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tuple(mixed_states), (new_state, new_chunk_state), atol=1e-5, rtol=1e-5)
+
+
 @torch.inference_mode()
 def test_an_output_does_not_depend_on_later_items() -> None:
     """Attention is causal: changing the last items leaves the outputs before them as they are."""
