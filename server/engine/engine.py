@@ -17,6 +17,7 @@ from server.engine.request import Channel, Delta, GenerationRequest, Stream
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.settings import EngineSettings
+from server.engine.state_memory import StateMemory
 from server.runtime.runner import Runner, StepResult
 from statewise.bundle import Bundle
 from statewise.errors import (
@@ -61,14 +62,16 @@ class Engine:
         runner: Runner,
         tokenizer: Tokenizer | None,
         settings: EngineSettings,
+        memory: StateMemory,
     ) -> None:
         self.manifest = manifest
         self.variant_name = variant_name
         self.tokenizer = tokenizer
         self.limits = Limits.of(settings, manifest.model)
+        self.memory = memory
         self.stats = EngineStats()
         self._runner = runner
-        self._scheduler = Scheduler(runner, settings)
+        self._scheduler = Scheduler(runner, settings, memory)
         self._lock = threading.Condition()
         self._attention = False
         """A running or waiting stream was cancelled."""
@@ -85,20 +88,30 @@ class Engine:
     def load(cls, bundle: Bundle, variant_name: str, settings: EngineSettings) -> Engine:
         """Load a variant into memory and warm it up.
 
-        Raises BundleError where ONNX Runtime refuses it.
+        Raises BundleError where ONNX Runtime refuses it, or its state needs more memory than it may use.
         """
+        memory = StateMemory.of(settings, bundle.manifest.model)
         runner = Runner.load(
-            bundle, variant_name, max_rows=settings.max_rows, intra_op_threads=settings.intra_op_threads
+            bundle,
+            variant_name,
+            max_rows=memory.max_rows,
+            capacity=memory.capacity_for(1),
+            intra_op_threads=settings.intra_op_threads,
         )
         runner.warm_up()
         file = bundle.manifest.tokenizer
         tokenizer = load_tokenizer(bundle.path(file)) if file else None
-        return cls(bundle.manifest, variant_name, runner, tokenizer, settings)
+        return cls(bundle.manifest, variant_name, runner, tokenizer, settings, memory)
 
     @property
-    def state_bytes_per_row(self) -> int:
-        """Bytes of state that one stream holds."""
-        return self._runner.pool.bytes_per_row
+    def state_bytes(self) -> int:
+        """Bytes of state that the engine holds now."""
+        return self._runner.pool.nbytes
+
+    @property
+    def state_capacity(self) -> int:
+        """Positions for which each row has room now; 0 where the state does not grow."""
+        return self._runner.pool.capacity
 
     @property
     def num_running(self) -> int:
@@ -131,7 +144,7 @@ class Engine:
         stream = Stream(request, channel)
         sequence = Sequence(stream, self.tokenizer)
         with self._lock:
-            self._check_room(len(request.prompt))
+            self._check_room(sequence)
             self._scheduler.waiting.append(sequence)
             if request.deadline is not None:
                 self._next_deadline = min(self._next_deadline, request.deadline)
@@ -162,20 +175,19 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(CLOSE_TIMEOUT_SECONDS)
 
-    def _check_room(self, num_items: int) -> None:
+    def _check_room(self, sequence: Sequence) -> None:
         if not self._accepting:
             raise UnavailableError(f"model {self.manifest.name!r} is stopping; try another replica")
         if self._failure is not None:
             raise UnavailableError(f"model {self.manifest.name!r} has failed: {self._failure}")
         waiting, limits = self._scheduler.waiting, self.limits
-        num_free = limits.max_rows - len(self._scheduler.running)
-        if len(waiting) >= limits.max_waiting + num_free:
+        if len(waiting) >= limits.max_waiting + self._scheduler.num_free(sequence, *waiting):
             raise OverloadedError(
-                f"model {self.manifest.name!r}: {limits.max_rows} streams run and {len(waiting)} requests wait "
+                f"model {self.manifest.name!r}: {self.num_running} streams run and {len(waiting)} requests wait "
                 f"(limit {limits.max_waiting}); retry later"
             )
-        queued = sum(len(sequence.request.prompt) for sequence in waiting)
-        if waiting and queued + num_items > limits.max_waiting_tokens:
+        queued = sum(len(other.request.prompt) for other in waiting)
+        if waiting and queued + len(sequence.request.prompt) > limits.max_waiting_tokens:
             raise OverloadedError(
                 f"model {self.manifest.name!r}: {queued} prompt items wait "
                 f"(limit {limits.max_waiting_tokens}); retry later"
@@ -218,7 +230,19 @@ class Engine:
                         self._fail([sequence], DeadlineExceededError("the deadline passed before the last item"))
                 deadlines = (s.request.deadline for s in self._all_sequences() if s.request.deadline is not None)
                 self._next_deadline = min(deadlines, default=float("inf"))
-            self._scheduler.admit()
+            admitted = self._scheduler.admit()
+        self._place(admitted)
+
+    def _place(self, admitted: list[Sequence]) -> None:
+        """Not under the lock: this moves memory, and who submits must not wait for it."""
+        try:
+            self._scheduler.place(admitted)
+        except Exception as error:
+            logger.exception("model %s: no place for the state of %d requests", self.manifest.name, len(admitted))
+            # A resize that broke off leaves no row as it was.
+            failure = OverloadedError if isinstance(error, MemoryError) else InternalError
+            message = f"its state has no place: {type(error).__name__}; the request may be retried"
+            self._fail(list(self._scheduler.running), failure(message))
 
     def _run_step(self) -> None:
         plan = self._scheduler.plan(self._step_seconds)

@@ -32,6 +32,11 @@ class Sequence:
         self.adjuster = LogitAdjuster(self.request.sampling, self.request.prompt.tolist() if self._reads_tokens else ())
 
     @property
+    def num_positions(self) -> int:
+        """Most positions that prompt and output may take."""
+        return len(self.request.prompt) + self.request.max_tokens
+
+    @property
     def num_prompt_left(self) -> int:
         """Prompt items that the state has not seen."""
         return len(self.request.prompt) - self.num_prefilled

@@ -42,24 +42,34 @@ class Runner:
         step: onnxruntime.InferenceSession,
         decode: onnxruntime.InferenceSession | None,
         max_rows: int,
+        capacity: int | None = None,
     ) -> None:
         self.spec = spec
-        self.pool = StatePool(spec.state, max_rows, spec.max_positions)
+        self.pool = StatePool(spec.state, max_rows, (spec.max_positions or 0) if capacity is None else capacity)
         self.sampler = SamplerTable(max_rows)
         self._step = step
         self._decode = decode
 
     @classmethod
-    def load(cls, bundle: Bundle, variant_name: str, *, max_rows: int, intra_op_threads: int = 0) -> Runner:
+    def load(
+        cls,
+        bundle: Bundle,
+        variant_name: str,
+        *,
+        max_rows: int,
+        capacity: int | None = None,
+        intra_op_threads: int = 0,
+    ) -> Runner:
         """Load the graphs of one variant.
 
-        Raises BundleError where ONNX Runtime refuses one.
+        `capacity`: positions for which the pool has room at first; the model's own number where absent.
+        Raises BundleError where ONNX Runtime refuses a graph.
         """
         variant = bundle.variant(variant_name)
         paths = [bundle.path(name) if name else None for name in (variant.step, variant.decode)]
         step, decode = (create_session(path, intra_op_threads=intra_op_threads) if path else None for path in paths)
         assert step is not None
-        return cls(bundle.manifest.model, step, decode, max_rows)
+        return cls(bundle.manifest.model, step, decode, max_rows, capacity)
 
     @property
     def can_decode_many(self) -> bool:

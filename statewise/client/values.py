@@ -102,6 +102,9 @@ class Model:
     max_waiting: int
     running: int
     waiting: int
+    max_positions: int
+    """Of a request, prompt and output together; 0 where there is no such limit."""
+    state_budget_bytes: int
 
 
 Prompt = str | Sequence[int] | NDArray[np.int64] | NDArray[np.float32]
