@@ -89,6 +89,18 @@ class _EngineGauges(Collector):
                 counter("statewise_prompt_items", "Prompt items read.", labels=["model"]),
                 lambda e: e.stats.num_prompt_items,
             ),
+            (
+                counter("statewise_cached_prompt_items", "Prompt items loaded, not read.", labels=["model"]),
+                lambda e: e.stats.num_cached_items,
+            ),
+            (
+                gauge("statewise_prefix_bytes", "Bytes of saved prompt beginnings.", labels=["model"]),
+                lambda e: e.prefixes.num_bytes,
+            ),
+            (
+                counter("statewise_prefix_evictions", "Saved chunks that were given up.", labels=["model"]),
+                lambda e: e.prefixes.num_evicted,
+            ),
         ]
         for entry in self._entries():
             if entry.engine is not None:

@@ -7,17 +7,18 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
 from server.engine.batch import decode, prefill
 from server.engine.limits import Limits
+from server.engine.prefix_cache import PrefixCache
 from server.engine.request import Channel, Delta, GenerationRequest, Stream
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.settings import EngineSettings
 from server.engine.state_memory import StateMemory
+from server.engine.stats import EngineStats
 from server.runtime.runner import Runner, StepResult
 from statewise.bundle import Bundle
 from statewise.errors import (
@@ -37,16 +38,6 @@ STEP_TIMEOUT_SECONDS = 60.0
 """A run that takes longer makes the engine unhealthy."""
 
 CLOSE_TIMEOUT_SECONDS = 10.0
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Totals since the start, for metrics and benchmarks."""
-
-    num_steps: int = 0
-    num_prompt_items: int = 0
-    num_output_items: int = 0
-    busy_seconds: float = 0.0
 
 
 class Engine:
@@ -69,9 +60,10 @@ class Engine:
         self.tokenizer = tokenizer
         self.limits = Limits.of(settings, manifest.model)
         self.memory = memory
+        self.prefixes = PrefixCache.of(settings, memory)
         self.stats = EngineStats()
         self._runner = runner
-        self._scheduler = Scheduler(runner, settings, memory)
+        self._scheduler = Scheduler(runner, settings, memory, self.prefixes)
         self._lock = threading.Condition()
         self._attention = False
         """A running or waiting stream was cancelled."""
@@ -237,6 +229,7 @@ class Engine:
         """Not under the lock: this moves memory, and who submits must not wait for it."""
         try:
             self._scheduler.place(admitted)
+            self.stats.num_cached_items += sum(sequence.num_prefilled for sequence in admitted)
         except Exception as error:
             logger.exception("model %s: no place for the state of %d requests", self.manifest.name, len(admitted))
             # A resize that broke off leaves no row as it was.
@@ -277,6 +270,8 @@ class Engine:
         for row, (sequence, length) in enumerate(zip(sequences, chunk_lengths, strict=True)):
             sequence.num_prefilled += length
             self.stats.num_prompt_items += length
+            if result is not None and result.is_finite(row):
+                self.prefixes.save(sequence, self._runner.pool)
             if not sequence.num_prompt_left and not self._append(sequence, result, row):
                 self._scheduler.start_decoding(sequence)
 

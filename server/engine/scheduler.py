@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from server.engine.prefix_cache import PrefixCache
 from server.engine.sequence import Sequence
 from server.engine.settings import EngineSettings
 from server.engine.state_memory import StateMemory
@@ -25,7 +26,7 @@ class Plan:
 class Scheduler:
     """Rows 0..num_decoding-1 decode, the rows behind them prefill; who leaves is replaced by the last of its kind."""
 
-    def __init__(self, runner: Runner, settings: EngineSettings, memory: StateMemory) -> None:
+    def __init__(self, runner: Runner, settings: EngineSettings, memory: StateMemory, prefixes: PrefixCache) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """By row."""
@@ -33,6 +34,7 @@ class Scheduler:
         self._runner = runner
         self._settings = settings
         self._memory = memory
+        self._prefixes = prefixes
 
     def num_free(self, *others: Sequence) -> int:
         """Rows that are free for sequences as long as the longest of those that run and `others`."""
@@ -55,6 +57,7 @@ class Scheduler:
         self._make_room(len(self.running) - len(admitted))
         for sequence in admitted:
             self._runner.pool.clear_row(sequence.row)
+            self._prefixes.load(sequence, self._runner.pool)
             self._runner.sampler.set(sequence.row, sequence.request.sampling, sequence.request.log_probabilities)
 
     def plan(self, step_seconds: float) -> Plan | None:

@@ -14,6 +14,9 @@ from statewise.errors import DataLossError
 from statewise.sampling import Uniforms
 from statewise.text import TextStream
 
+ROOT = b""
+"""The key of the state before any item."""
+
 
 class Sequence:
     """Prompt, output and stop rules of one request; the scheduler says which row holds its state."""
@@ -24,6 +27,8 @@ class Sequence:
         self.row = -1
         self.num_prefilled = 0
         """Prompt items already in the state."""
+        self.prefix_key: bytes | None = ROOT
+        """Under which the state after these items is saved; None where it is not."""
         self.num_output = 0
         self.last_item: Any = None
         self.uniforms = Uniforms(self.request.sampling.seed or 0)

@@ -17,6 +17,9 @@ class EngineSettings(BaseModel):
     state_memory: ByteSize | None = Field(default=None, gt=0)
     """Bytes of state over all rows ("512MB", "2GiB"); by default half of the free memory, shared by the models."""
 
+    prefix_memory: ByteSize | None = Field(default=None, ge=0)
+    """Bytes of saved prompt beginnings, beside `state_memory`; by default a quarter of it, at most 2 GiB. 0: off."""
+
     max_waiting: int = Field(default=256, ge=0)
     """Requests that may wait for a row; the next one is refused with RESOURCE_EXHAUSTED."""
 

@@ -32,6 +32,11 @@ class StepResult:
     outputs: NDArray[np.float32] | None = None
     """`[row, size]`: logits or values of the last step, where asked for."""
 
+    def is_finite(self, row: int) -> bool:
+        """Whether no NaN or infinity of the row's state has reached its items."""
+        made = self.items[:, row]
+        return bool((made >= 0).all() if made.dtype == np.int64 else np.isfinite(made).all())
+
 
 class Runner:
     """A bundle variant in memory: its sessions, the state of its rows and their sampling parameters."""

@@ -30,23 +30,25 @@ def capacity_for(num_positions: int, max_positions: int) -> int:
 
 def bytes_per_row(specs: Sequence[StateSpec], capacity: int) -> int:
     """Bytes that a pool of this capacity holds for one row."""
-    return sum(_num_buffers(spec) * _row_bytes(spec, capacity) for spec in specs)
+    return sum((2 if spec.kind == "recurrent" else 1) * _num_bytes(spec, capacity) for spec in specs)
 
 
-def _row_bytes(spec: StateSpec, capacity: int) -> int:
-    return math.prod(spec.row_shape(capacity)) * np.dtype(spec.dtype).itemsize
+def saved_bytes(specs: Sequence[StateSpec], num_positions: int) -> int:
+    """Bytes of a saved row with so many positions of its caches."""
+    return sum(_num_bytes(spec, num_positions) for spec in specs)
 
 
-def _num_buffers(spec: StateSpec) -> int:
-    return 2 if spec.kind == "recurrent" else 1
+def _num_bytes(spec: StateSpec, num_positions: int) -> int:
+    return math.prod(spec.row_shape(num_positions)) * np.dtype(spec.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class SavedRow:
-    """The state of one sequence, in host memory."""
+    """The state of one sequence, or of its last positions, in host memory."""
 
     tensors: Buffers
-    """Caches hold the filled positions only."""
+    """Of caches the positions from `start` to `num_filled`."""
+    start: int
     num_filled: int
 
 
@@ -130,20 +132,20 @@ class StatePool:
         for cache in self.caches.values():
             cache[target, :, :count] = cache[source, :, :count]
 
-    def save_row(self, row: int) -> SavedRow:
-        """A copy of the row's state."""
+    def save_row(self, row: int, start: int = 0) -> SavedRow:
+        """A copy of the row's state, its caches from position `start` on."""
         count = int(self.num_filled[row])
         tensors = {name: buffer[row].copy() for name, buffer in self.current.items()}
-        tensors |= {name: cache[row, :, :count].copy() for name, cache in self.caches.items()}
-        return SavedRow(tensors, count)
+        tensors |= {name: cache[row, :, start:count].copy() for name, cache in self.caches.items()}
+        return SavedRow(tensors, start, count)
 
     def load_row(self, row: int, saved: SavedRow) -> None:
-        """Put back what `save_row` gave, into any row."""
+        """Put back what `save_row` gave, into any row whose caches hold the positions before it."""
         self.num_filled[row] = saved.num_filled
         for name, buffer in self.current.items():
             buffer[row] = saved.tensors[name]
         for name, cache in self.caches.items():
-            cache[row, :, : saved.num_filled] = saved.tensors[name]
+            cache[row, :, saved.start : saved.num_filled] = saved.tensors[name]
 
     def _allocate(self, kind: str) -> Buffers:
         return {

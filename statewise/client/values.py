@@ -30,6 +30,8 @@ class Usage:
     """The start token included."""
     completion_tokens: int
     """An end token included."""
+    cached_prompt_tokens: int
+    """Of the prompt's, those whose state was there from an earlier request."""
 
 
 @dataclass(frozen=True, slots=True)

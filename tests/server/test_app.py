@@ -120,6 +120,9 @@ def test_metrics_count_calls_and_items() -> None:
     assert 'statewise_items_total{model="text"} 5.0' in page
     assert 'statewise_time_to_first_token_seconds_count{model="text"} 1.0' in page
     assert 'statewise_rows_in_use{model="text"} 0.0' in page
+    assert 'statewise_cached_prompt_items_total{model="text"} 0.0' in page
+    assert 'statewise_prefix_bytes{model="text"} 0.0' in page
+    assert 'statewise_prefix_evictions_total{model="text"} 0.0' in page
     assert 'statewise_state_budget_bytes{model="text"} 6.4e+07' in page
     assert 'statewise_state_bytes{model="text"} 2048.0' in page
     assert 'statewise_state_capacity{model="text"} 0.0' in page

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine import EngineSettings, GenerationRequest, Stream
+from server.engine.prefix_cache import PrefixCache
 from server.engine.queue_channel import QueueChannel
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
@@ -40,7 +41,8 @@ def sequence(number: int, prompt_length: int = 3, max_tokens: int = 50, **sampli
 def scheduler_of(runner: Runner, **settings: Any) -> Scheduler:
     """A scheduler with the memory that these settings give."""
     given = EngineSettings(**{"max_rows": MAX_ROWS, "state_memory": "1GB"} | settings)
-    return Scheduler(runner, given, StateMemory.of(given, runner.spec))
+    memory = StateMemory.of(given, runner.spec)
+    return Scheduler(runner, given, memory, PrefixCache.of(given, memory))
 
 
 def check(scheduler: Scheduler, runner: Runner) -> None:

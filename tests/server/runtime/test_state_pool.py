@@ -25,7 +25,7 @@ rows = st.integers(0, MAX_ROWS - 1)
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Any sequence of runs and row operations leaves in each row what a plain list would hold.
+    """Any sequence of runs, row operations and resizes leaves in each row what a plain list would hold.
 
     A run writes a new number to each of its rows: over whatever the other buffer held, and behind what the cache holds.
     """
@@ -202,3 +202,20 @@ def test_a_saved_cache_holds_the_filled_positions_only() -> None:
     pool.commit(slice(0, 1), 1, 5)
 
     assert pool.save_row(0).tensors["key"].shape == (2, 5, 3)
+
+
+def test_a_row_may_be_saved_and_loaded_piece_by_piece() -> None:
+    """Pieces of a cache, each from where the one before ended, put together the row; the last one's state counts."""
+    pool = StatePool((*SPECS, CACHE), MAX_ROWS, CAPACITY)
+    pieces = []
+    for number, (start, end) in enumerate(((0, 3), (3, 5)), start=1):
+        pool.caches["key"][1, :, start:end] = number
+        pool.next["hidden"][1] = number
+        pool.commit(slice(1, 2), 3, end - start)
+        pieces.append(pool.save_row(1, start))
+    for piece in pieces:
+        pool.load_row(0, piece)
+
+    assert pieces[1].tensors["key"].shape == (2, 2, 3)
+    assert pool.caches["key"][0, 0, :5, 0].tolist() == [1, 1, 1, 2, 2]
+    assert (pool.num_filled[0], pool.current["hidden"][0, 0]) == (5, 2)

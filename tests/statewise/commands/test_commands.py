@@ -143,6 +143,7 @@ def test_models_lists_what_is_served_and_refused(server: Application, capfd: Any
         (["serve", "--port", "many"], "--port"),
         (["serve", "--models", "/nowhere", "--state-memory", "banana"], "engine.state_memory: could not parse value"),
         (["serve", "--models", "/nowhere", "--state-memory", "0"], "engine.state_memory: Input should be greater"),
+        (["serve", "--models", "/nowhere", "--prefix-memory", "-1"], "engine.prefix_memory: could not parse value"),
         (["serve", "--models", "/nowhere", "--max-positions", "0"], "engine.max_positions: Input should be greater"),
         (["nonsense"], "nonsense"),
     ],
