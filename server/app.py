@@ -203,6 +203,6 @@ def _table(entries: list[ModelEntry]) -> Table:
         style = "green" if entry.state == "ready" else "red"
         remark = entry.reason
         if entry.engine is not None:
-            remark = f"{entry.engine.limits.max_rows} rows of {entry.engine.state_bytes_per_row:,} bytes"
+            remark = entry.engine.memory.describe()
         table.add_row(entry.name, str(entry.version), f"[{style}]{entry.state}[/]", entry.variant or "", remark)
     return table

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from server.config import ServerSettings, load_settings
@@ -43,8 +44,9 @@ def _parameters() -> Iterator[inspect.Parameter]:
 
 
 def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
-    # The settings check the choices of a Literal, and say so in the same words whatever their source.
-    kind = str if get_origin(field.annotation) is Literal else field.annotation
+    # The settings check choices and sizes, and say what is wrong in the same words whatever the source.
+    is_word = get_origin(field.annotation) is Literal or ByteSize in get_args(field.annotation)
+    kind = str if is_word else field.annotation
     default = "" if field.is_required() or field.default is None else f" [default: {field.default}]"
     option = typer.Option(
         _SPELLINGS.get(name, f"--{name.replace('_', '-')}"),

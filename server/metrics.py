@@ -76,12 +76,30 @@ class _EngineGauges(Collector):
         families: list[tuple[GaugeMetricFamily | CounterMetricFamily, Callable[[Engine], float]]] = [
             (gauge("statewise_rows_in_use", "Streams that hold a row.", labels=["model"]), lambda e: e.num_running),
             (gauge("statewise_waiting", "Requests that wait for a row.", labels=["model"]), lambda e: e.num_waiting),
+            (gauge("statewise_state_bytes", "Bytes of state held.", labels=["model"]), lambda e: e.state_bytes),
+            (gauge("statewise_state_capacity", "Positions per row.", labels=["model"]), lambda e: e.state_capacity),
+            (
+                gauge("statewise_state_budget_bytes", "Bytes of state that may be held.", labels=["model"]),
+                lambda e: e.memory.budget,
+            ),
             (gauge("statewise_healthy", "1 while the engine works.", labels=["model"]), lambda e: e.is_healthy),
             (counter("statewise_steps", "Steps run.", labels=["model"]), lambda e: e.stats.num_steps),
             (counter("statewise_step_seconds", "Seconds in steps.", labels=["model"]), lambda e: e.stats.busy_seconds),
             (
                 counter("statewise_prompt_items", "Prompt items read.", labels=["model"]),
                 lambda e: e.stats.num_prompt_items,
+            ),
+            (
+                counter("statewise_cached_prompt_items", "Prompt items loaded, not read.", labels=["model"]),
+                lambda e: e.stats.num_cached_items,
+            ),
+            (
+                gauge("statewise_prefix_bytes", "Bytes of saved prompt beginnings.", labels=["model"]),
+                lambda e: e.prefixes.num_bytes,
+            ),
+            (
+                counter("statewise_prefix_evictions", "Saved chunks that were given up.", labels=["model"]),
+                lambda e: e.prefixes.num_evicted,
             ),
         ]
         for entry in self._entries():

@@ -13,6 +13,7 @@ from typing import Literal
 
 from server.engine.engine import Engine
 from server.engine.settings import EngineSettings
+from server.engine.state_memory import default_state_memory, format_bytes
 from server.trial import TrialLimits, try_bundle
 from server.variants import choose_variant
 from statewise.bundle import list_models, open_bundle
@@ -77,6 +78,7 @@ class Repository:
 
     def load_all(self) -> None:
         """Load every model; returns when each is ready or refused, or when the repository is closed."""
+        self._share_memory()
         with self._is_loading, ThreadPoolExecutor(_LOADED_AT_ONCE, thread_name_prefix="load") as pool:
             list(pool.map(self._load_model, self._versions))
 
@@ -110,6 +112,12 @@ class Repository:
         _in_parallel(lambda engine: _close_engine(engine, grace), engines)
         with self._is_loading:  # a load that is under way sees `_closing`, and frees what it has loaded
             pass
+
+    def _share_memory(self) -> None:
+        if self._settings.state_memory is None and self._versions:
+            share = default_state_memory(len(self._versions))
+            self._settings = self._settings.model_copy(update={"state_memory": share})
+            logger.info("state memory: %s for each of %d models", format_bytes(share), len(self._versions))
 
     def _load_model(self, name: str) -> None:
         for version in reversed(self._versions[name]):
@@ -147,6 +155,7 @@ class Repository:
             check_graphs(bundle, variant)
         self._go_on()
         engine = Engine.load(bundle, variant, self._settings)
+        logger.info("model %s: %s", entry, engine.memory.describe())
         engine.start()
         return replace(entry, state="ready", variant=variant, manifest=bundle.manifest, engine=engine)
 

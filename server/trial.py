@@ -71,7 +71,7 @@ def try_bundle(
     on_cpu = bundle.variant(variant_name).device == "cpu"
     command = [
         *(sys.executable, "-P", "-m", "server.trial", str(bundle.folder), variant_name),
-        *("--max-rows", str(settings.max_rows), "--threads", str(settings.intra_op_threads)),
+        *("--threads", str(settings.intra_op_threads)),
         *("--address-space", str(limits.address_space_bytes if on_cpu else 0)),
         *("--cpu-seconds", str(limits.cpu_seconds), "--seconds", str(limits.seconds)),
     ]
@@ -153,7 +153,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m server.trial", description="Load a bundle and warm it up.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("variant")
-    parser.add_argument("--max-rows", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0 takes all cores")
     parser.add_argument("--address-space", type=int, default=0, help="bytes; 0 sets no limit")
     parser.add_argument("--cpu-seconds", type=int, default=600)
@@ -187,8 +186,10 @@ def _load(options: argparse.Namespace) -> None:
     _load_tokenizer(bundle)
     # After the checks, as importing ONNX Runtime takes longer than they do.
     from server.runtime.runner import Runner
+    from server.runtime.state_pool import capacity_for
 
-    runner = Runner.load(bundle, options.variant, max_rows=options.max_rows, intra_op_threads=options.threads)
+    capacity = capacity_for(1, bundle.manifest.model.max_positions or 0)
+    runner = Runner.load(bundle, options.variant, max_rows=1, capacity=capacity, intra_op_threads=options.threads)
     runner.warm_up()
 
 

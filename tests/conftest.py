@@ -35,7 +35,7 @@ def engine_of(repository: Path) -> Iterator[Callable[..., Any]]:
 
     def start(name: str, **settings: Any) -> Engine:
         bundle = open_bundle(find_bundle(repository, name), check_hashes=False)
-        engine = Engine.load(bundle, "cpu-float32", EngineSettings(**settings))
+        engine = Engine.load(bundle, "cpu-float32", EngineSettings(**{"state_memory": "256MB"} | settings))
         engine.start()
         engines.append(engine)
         return engine

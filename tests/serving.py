@@ -68,7 +68,8 @@ def _export(folder: Path, name: str, special_tokens: SpecialTokens, tokenizer_fi
 @contextmanager
 def running_server(**settings: Any) -> Iterator[Application]:
     """Serve the repository at a free port, from an event loop in a thread of its own."""
-    given = {"models": model_repository(), "port": 0, "engine": {"intra_op_threads": 1}} | settings
+    given = {"models": model_repository(), "port": 0} | settings
+    given["engine"] = {"intra_op_threads": 1, "state_memory": "64MB"} | given.get("engine", {})
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -7,16 +7,18 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
 from server.engine.batch import Outcome, decode, prefill
 from server.engine.limits import Limits
+from server.engine.prefix_cache import PrefixCache
 from server.engine.request import Channel, Delta, GenerationRequest, Stream
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.settings import EngineSettings
+from server.engine.state_memory import StateMemory
+from server.engine.stats import EngineStats
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
 from statewise.errors import (
@@ -38,17 +40,6 @@ STEP_TIMEOUT_SECONDS = 60.0
 CLOSE_TIMEOUT_SECONDS = 10.0
 
 
-@dataclass(slots=True)
-class EngineStats:
-    """Totals since the start, for metrics and benchmarks."""
-
-    num_steps: int = 0
-    num_mixed_steps: int = 0
-    num_prompt_items: int = 0
-    num_output_items: int = 0
-    busy_seconds: float = 0.0
-
-
 class Engine:
     """Continuous batching over one bundle variant.
 
@@ -62,14 +53,17 @@ class Engine:
         runner: Runner,
         tokenizer: Tokenizer | None,
         settings: EngineSettings,
+        memory: StateMemory,
     ) -> None:
         self.manifest = manifest
         self.variant_name = variant_name
         self.tokenizer = tokenizer
         self.limits = Limits.of(settings, manifest.model)
+        self.memory = memory
+        self.prefixes = PrefixCache.of(settings, memory)
         self.stats = EngineStats()
         self._runner = runner
-        self._scheduler = Scheduler(runner, settings)
+        self._scheduler = Scheduler(runner, settings, memory, self.prefixes)
         self._lock = threading.Condition()
         self._attention = False
         """A running or waiting stream was cancelled."""
@@ -86,24 +80,31 @@ class Engine:
     def load(cls, bundle: Bundle, variant_name: str, settings: EngineSettings) -> Engine:
         """Load a variant into memory and warm it up.
 
-        Raises BundleError where ONNX Runtime refuses it.
+        Raises BundleError where ONNX Runtime refuses it, or its state needs more memory than it may use.
         """
+        memory = StateMemory.of(settings, bundle.manifest.model)
         runner = Runner.load(
             bundle,
             variant_name,
-            max_rows=settings.max_rows,
+            max_rows=memory.max_rows,
+            capacity=memory.capacity_for(1),
             intra_op_threads=settings.intra_op_threads,
             with_mixed=settings.mixed_steps,
         )
         runner.warm_up()
         file = bundle.manifest.tokenizer
         tokenizer = load_tokenizer(bundle.path(file)) if file else None
-        return cls(bundle.manifest, variant_name, runner, tokenizer, settings)
+        return cls(bundle.manifest, variant_name, runner, tokenizer, settings, memory)
 
     @property
-    def state_bytes_per_row(self) -> int:
-        """Bytes of state that one stream holds."""
-        return self._runner.pool.bytes_per_row
+    def state_bytes(self) -> int:
+        """Bytes of state that the engine holds now."""
+        return self._runner.pool.nbytes
+
+    @property
+    def state_capacity(self) -> int:
+        """Positions for which each row has room now; 0 where the state does not grow."""
+        return self._runner.pool.capacity
 
     @property
     def num_running(self) -> int:
@@ -136,7 +137,7 @@ class Engine:
         stream = Stream(request, channel)
         sequence = Sequence(stream, self.tokenizer)
         with self._lock:
-            self._check_room(len(request.prompt))
+            self._check_room(sequence)
             self._scheduler.waiting.append(sequence)
             if request.deadline is not None:
                 self._next_deadline = min(self._next_deadline, request.deadline)
@@ -167,20 +168,19 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(CLOSE_TIMEOUT_SECONDS)
 
-    def _check_room(self, num_items: int) -> None:
+    def _check_room(self, sequence: Sequence) -> None:
         if not self._accepting:
             raise UnavailableError(f"model {self.manifest.name!r} is stopping; try another replica")
         if self._failure is not None:
             raise UnavailableError(f"model {self.manifest.name!r} has failed: {self._failure}")
         waiting, limits = self._scheduler.waiting, self.limits
-        num_free = limits.max_rows - len(self._scheduler.running)
-        if len(waiting) >= limits.max_waiting + num_free:
+        if len(waiting) >= limits.max_waiting + self._scheduler.num_free(sequence, *waiting):
             raise OverloadedError(
-                f"model {self.manifest.name!r}: {limits.max_rows} streams run and {len(waiting)} requests wait "
+                f"model {self.manifest.name!r}: {self.num_running} streams run and {len(waiting)} requests wait "
                 f"(limit {limits.max_waiting}); retry later"
             )
-        queued = sum(len(sequence.request.prompt) for sequence in waiting)
-        if waiting and queued + num_items > limits.max_waiting_tokens:
+        queued = sum(len(other.request.prompt) for other in waiting)
+        if waiting and queued + len(sequence.request.prompt) > limits.max_waiting_tokens:
             raise OverloadedError(
                 f"model {self.manifest.name!r}: {queued} prompt items wait "
                 f"(limit {limits.max_waiting_tokens}); retry later"
@@ -223,7 +223,20 @@ class Engine:
                         self._fail([sequence], DeadlineExceededError("the deadline passed before the last item"))
                 deadlines = (s.request.deadline for s in self._all_sequences() if s.request.deadline is not None)
                 self._next_deadline = min(deadlines, default=float("inf"))
-            self._scheduler.admit()
+            admitted = self._scheduler.admit()
+        self._place(admitted)
+
+    def _place(self, admitted: list[Sequence]) -> None:
+        """Not under the lock: this moves memory, and who submits must not wait for it."""
+        try:
+            self._scheduler.place(admitted)
+            self.stats.num_cached_items += sum(sequence.num_prefilled for sequence in admitted)
+        except Exception as error:
+            logger.exception("model %s: no place for the state of %d requests", self.manifest.name, len(admitted))
+            # A resize that broke off leaves no row as it was.
+            failure = OverloadedError if isinstance(error, MemoryError) else InternalError
+            message = f"its state has no place: {type(error).__name__}; the request may be retried"
+            self._fail(list(self._scheduler.running), failure(message))
 
     def _run_step(self) -> None:
         plan = self._scheduler.plan(self._step_seconds)
@@ -250,10 +263,10 @@ class Engine:
     def _commit(self, outcome: Outcome) -> None:
         """Move a sequence on; frees its row where that was its last item."""
         sequence = outcome.sequence
-        sequence.num_prefilled += outcome.num_prompt_items
-        self.stats.num_prompt_items += outcome.num_prompt_items
-        if sequence.num_prompt_left:
-            return
+        if outcome.num_prompt_items:
+            self._commit_chunk(outcome)
+            if sequence.num_prompt_left:
+                return
         delta = sequence.append(outcome.result, outcome.row)
         self.stats.num_output_items += len(delta.items)
         self._tell(sequence, delta)
@@ -261,6 +274,12 @@ class Engine:
             self._scheduler.release(sequence)
         elif outcome.num_prompt_items:
             self._scheduler.start_decoding(sequence)
+
+    def _commit_chunk(self, outcome: Outcome) -> None:
+        outcome.sequence.num_prefilled += outcome.num_prompt_items
+        self.stats.num_prompt_items += outcome.num_prompt_items
+        if outcome.result.is_finite(outcome.row):
+            self.prefixes.save(outcome.sequence, self._runner.pool)
 
     def _fail(self, sequences: Iterable[Sequence], error: StatewiseError) -> None:
         for sequence in sequences:

@@ -18,9 +18,8 @@ from statewise.manifest import ModelSpec, TokenInput
 class Limits:
     """The settings that bound a request, and the model's own bounds."""
 
-    max_rows: int
     max_positions: int | None
-    """Prompt and output together; None where the model's state does not grow."""
+    """Prompt and output together, the lower of the model's and the operator's number; None where neither gives one."""
     max_waiting: int
     max_waiting_tokens: int
     max_prompt_tokens: int
@@ -32,10 +31,10 @@ class Limits:
     @classmethod
     def of(cls, settings: EngineSettings, spec: ModelSpec) -> Limits:
         """The limits of a model under these settings."""
-        positions = spec.max_positions or max(settings.max_prompt_tokens, settings.max_tokens)
+        max_positions = min((n for n in (spec.max_positions, settings.max_positions) if n), default=None)
+        positions = max_positions or max(settings.max_prompt_tokens, settings.max_tokens)
         return cls(
-            max_rows=settings.max_rows,
-            max_positions=spec.max_positions,
+            max_positions=max_positions,
             max_waiting=settings.max_waiting,
             max_waiting_tokens=settings.max_waiting_tokens,
             max_prompt_tokens=min(settings.max_prompt_tokens, positions),
@@ -59,8 +58,9 @@ class Limits:
                 f"must lie in [1, {self.max_tokens}], got {request.max_tokens}", field="stop.max_tokens"
             )
         if self.max_positions is not None and len(request.prompt) + request.max_tokens > self.max_positions:
+            whose = "the model's" if self.max_positions == spec.max_positions else "this server's limit of"
             raise InvalidRequestError(
-                f"{request.max_tokens} after a prompt of {len(request.prompt)} items exceed the model's "
+                f"{request.max_tokens} after a prompt of {len(request.prompt)} items exceed {whose} "
                 f"{self.max_positions} positions",
                 field="stop.max_tokens",
             )

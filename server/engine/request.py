@@ -80,3 +80,5 @@ class Stream:
     request: GenerationRequest
     channel: Channel
     cancelled: bool = False
+    num_cached: int = 0
+    """Prompt items whose state was saved by an earlier request; known when the first news is delivered."""

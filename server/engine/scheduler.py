@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from server.engine.prefix_cache import PrefixCache
 from server.engine.sequence import Sequence
 from server.engine.settings import EngineSettings
+from server.engine.state_memory import StateMemory
 from server.runtime.runner import Runner
 
 
@@ -26,23 +28,39 @@ class Plan:
 class Scheduler:
     """Rows 0..num_decoding-1 decode, the rows behind them prefill; who leaves is replaced by the last of its kind."""
 
-    def __init__(self, runner: Runner, settings: EngineSettings) -> None:
+    def __init__(self, runner: Runner, settings: EngineSettings, memory: StateMemory, prefixes: PrefixCache) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """By row."""
         self.num_decoding = 0
         self._runner = runner
         self._settings = settings
+        self._memory = memory
+        self._prefixes = prefixes
 
-    def admit(self) -> None:
-        """Give free rows to waiting sequences, first come first served."""
-        while self.waiting and len(self.running) < self._settings.max_rows:
+    def num_free(self, *others: Sequence) -> int:
+        """Rows that are free for sequences as long as the longest of those that run and `others`."""
+        return max(0, self._memory.rows_at(self._capacity(*others)) - len(self.running))
+
+    def admit(self) -> list[Sequence]:
+        """Give free rows to waiting sequences, first come first served; who is admitted is then to be placed."""
+        admitted = []
+        while self.waiting and self.num_free(self.waiting[0]):
             sequence = self.waiting.popleft()
-            row = len(self.running)
+            sequence.row = len(self.running)
             self.running.append(sequence)
-            sequence.row = row
-            self._runner.pool.clear_row(row)
-            self._runner.sampler.set(row, sequence.request.sampling, sequence.request.log_probabilities)
+            admitted.append(sequence)
+        return admitted
+
+    def place(self, admitted: list[Sequence]) -> None:
+        """Give the sequences admitted last a state to begin from; the pool is resized where it must be."""
+        if not admitted:
+            return
+        self._make_room(len(self.running) - len(admitted))
+        for sequence in admitted:
+            self._runner.pool.clear_row(sequence.row)
+            self._prefixes.load(sequence, self._runner.pool)
+            self._runner.sampler.set(sequence.row, sequence.request.sampling, sequence.request.log_probabilities)
 
     def plan(self, step_seconds: float) -> Plan | None:
         """What to run now, None where nothing runs; `step_seconds`: what one decode step took lately."""
@@ -78,6 +96,16 @@ class Scheduler:
         self._fill(hole, len(self.running) - 1)
         self.running.pop()
         sequence.row = -1
+
+    def _capacity(self, *others: Sequence) -> int:
+        longest = max((sequence.num_positions for sequence in (*self.running, *others)), default=0)
+        return self._memory.capacity_for(longest)
+
+    def _make_room(self, num_in_use: int) -> None:
+        """Grow the pool where it must be; shrink it where no row is in use, or where that is what gives enough rows."""
+        pool, capacity = self._runner.pool, self._capacity()
+        if not num_in_use or capacity > pool.capacity or len(self.running) > pool.num_rows:
+            pool.resize(self._memory.rows_at(capacity), capacity, num_in_use)
 
     def _num_decode_steps(self, decoding: list[Sequence], step_seconds: float) -> int:
         if not decoding or not self._runner.can_decode_many or any(s.adjuster.changes for s in decoding):

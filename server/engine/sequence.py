@@ -14,6 +14,9 @@ from statewise.errors import DataLossError
 from statewise.sampling import Uniforms
 from statewise.text import TextStream
 
+ROOT = b""
+"""The key of the state before any item."""
+
 
 class Sequence:
     """Prompt, output and stop rules of one request; the scheduler says which row holds its state."""
@@ -24,12 +27,19 @@ class Sequence:
         self.row = -1
         self.num_prefilled = 0
         """Prompt items already in the state."""
+        self.prefix_key: bytes | None = ROOT
+        """Under which the state after these items is saved; None where it is not."""
         self.num_output = 0
         self.last_item: Any = None
         self.uniforms = Uniforms(self.request.sampling.seed or 0)
         self._reads_tokens = self.request.prompt.dtype == np.int64
         self._text = TextStream(tokenizer, self.request.stop_strings) if tokenizer and self._reads_tokens else None
         self.adjuster = LogitAdjuster(self.request.sampling, self.request.prompt.tolist() if self._reads_tokens else ())
+
+    @property
+    def num_positions(self) -> int:
+        """Most positions that prompt and output may take."""
+        return len(self.request.prompt) + self.request.max_tokens
 
     @property
     def num_prompt_left(self) -> int:

@@ -1,6 +1,6 @@
 """What an operator can set of an engine; every model's engine runs with the same settings."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 
 class EngineSettings(BaseModel):
@@ -10,6 +10,15 @@ class EngineSettings(BaseModel):
 
     max_rows: int = Field(default=16, ge=1, le=65536)
     """Streams that run at once; each holds one row of state."""
+
+    max_positions: int | None = Field(default=None, ge=1)
+    """Most positions of one request, prompt and output together; by default (and at most) the model's own."""
+
+    state_memory: ByteSize | None = Field(default=None, gt=0)
+    """Bytes of state over all rows ("512MB", "2GiB"); by default half of the free memory, shared by the models."""
+
+    prefix_memory: ByteSize | None = Field(default=None, ge=0)
+    """Bytes of saved prompt beginnings, beside `state_memory`; by default a quarter of it, at most 2 GiB. 0: off."""
 
     max_waiting: int = Field(default=256, ge=0)
     """Requests that may wait for a row; the next one is refused with RESOURCE_EXHAUSTED."""

@@ -32,6 +32,11 @@ class StepResult:
     outputs: NDArray[np.float32] | None = None
     """`[row, size]`: logits or values of the last step, where asked for."""
 
+    def is_finite(self, row: int) -> bool:
+        """Whether no NaN or infinity of the row's state has reached its items."""
+        made = self.items[:, row]
+        return bool((made >= 0).all() if made.dtype == np.int64 else np.isfinite(made).all())
+
 
 class Runner:
     """A bundle variant in memory: its sessions, the state of its rows and their sampling parameters."""
@@ -43,9 +48,10 @@ class Runner:
         decode: onnxruntime.InferenceSession | None,
         max_rows: int,
         mixed: onnxruntime.InferenceSession | None = None,
+        capacity: int | None = None,
     ) -> None:
         self.spec = spec
-        self.pool = StatePool(spec.state, max_rows, spec.max_positions)
+        self.pool = StatePool(spec.state, max_rows, (spec.max_positions or 0) if capacity is None else capacity)
         self.sampler = SamplerTable(max_rows)
         self._step = step
         self._decode = decode
@@ -58,12 +64,15 @@ class Runner:
         variant_name: str,
         *,
         max_rows: int,
+        capacity: int | None = None,
         intra_op_threads: int = 0,
         with_mixed: bool = True,
     ) -> Runner:
-        """Load the graphs of one variant; `with_mixed` False leaves out the one that prefills beside decoding.
+        """Load the graphs of one variant.
 
-        Raises BundleError where ONNX Runtime refuses one.
+        `capacity`: positions for which the pool has room at first; the model's own number where absent.
+        `with_mixed`: False leaves out the graph that prefills beside decoding.
+        Raises BundleError where ONNX Runtime refuses a graph.
         """
         variant = bundle.variant(variant_name)
         names = (variant.step, variant.decode, variant.mixed if with_mixed else None)
@@ -71,7 +80,7 @@ class Runner:
             create_session(bundle.path(name), intra_op_threads=intra_op_threads) if name else None for name in names
         )
         assert step is not None
-        return cls(bundle.manifest.model, step, decode, max_rows, mixed)
+        return cls(bundle.manifest.model, step, decode, max_rows, mixed, capacity)
 
     @property
     def can_decode_many(self) -> bool:
@@ -89,7 +98,7 @@ class Runner:
         self.step(slice(0, 1), items, np.ones(1, np.int64), np.zeros((1, 1), np.float32), num_rows=1)
         if self._decode is not None:
             self.decode(1, items, np.zeros((1, 2), np.float32), num_rows=1)
-        if self._mixed is not None and self.pool.max_rows > 1:
+        if self._mixed is not None and self.pool.num_rows > 1:
             self.mixed(1, items, items, np.zeros((2, 1), np.float32), num_rows=2)
             self.pool.clear_row(1)
         self.pool.clear_row(0)

@@ -6,6 +6,7 @@ row are all that moving, reusing and resuming a sequence needs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,33 +17,88 @@ from statewise.manifest import StateSpec
 
 Buffers = dict[str, NDArray[np.generic]]
 
+_LEAST_CAPACITY = 64
+
+
+def capacity_for(num_positions: int, max_positions: int) -> int:
+    """The bucket that holds so many positions: 64, 128, 256 and so on, at most `max_positions`."""
+    capacity = _LEAST_CAPACITY
+    while capacity < num_positions:
+        capacity *= 2
+    return min(capacity, max_positions)
+
+
+def bytes_per_row(specs: Sequence[StateSpec], capacity: int) -> int:
+    """Bytes that a pool of this capacity holds for one row."""
+    return sum((2 if spec.kind == "recurrent" else 1) * _num_bytes(spec, capacity) for spec in specs)
+
+
+def saved_bytes(specs: Sequence[StateSpec], num_positions: int) -> int:
+    """Bytes of a saved row with so many positions of its caches."""
+    return sum(_num_bytes(spec, num_positions) for spec in specs)
+
+
+def _num_bytes(spec: StateSpec, num_positions: int) -> int:
+    return math.prod(spec.row_shape(num_positions)) * np.dtype(spec.dtype).itemsize
+
 
 @dataclass(frozen=True, slots=True)
 class SavedRow:
-    """The state of one sequence, in host memory."""
+    """The state of one sequence, or of its last positions, in host memory."""
 
     tensors: Buffers
-    """Caches hold the filled positions only."""
+    """Of caches the positions from `start` to `num_filled`."""
+    start: int
     num_filled: int
 
 
 class StatePool:
     """Recurrent state has two buffers, a run reading `current` and writing `next`; a cache is written in place."""
 
-    def __init__(self, specs: Sequence[StateSpec], max_rows: int, max_positions: int | None = None) -> None:
+    def __init__(self, specs: Sequence[StateSpec], num_rows: int, capacity: int = 0) -> None:
         self.specs = tuple(specs)
-        self.max_rows = max_rows
+        self.num_rows = num_rows
+        self.capacity = capacity
+        """Positions for which each row's caches have room."""
         self.current = self._allocate("recurrent")
         self.next = self._allocate("recurrent")
         # Memory that nothing has touched costs nothing: a row pays for the positions that its sequences reach.
-        self.caches = self._allocate("cache", max_positions or 0)
-        self.num_filled = np.zeros(max_rows, np.int64)
+        self.caches = self._allocate("cache")
+        self.num_filled = np.zeros(num_rows, np.int64)
         """Positions of each row's caches that hold items."""
 
     @property
-    def bytes_per_row(self) -> int:
-        """Bytes of state that one sequence carries, caches counted at their full length."""
-        return sum(buffer[0].nbytes for buffers in (self.current, self.caches) for buffer in buffers.values())
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffers in (self.current, self.next, self.caches) for buffer in buffers.values())
+
+    def resize(self, num_rows: int, capacity: int, num_rows_in_use: int) -> None:
+        """Give the pool another size; the rows in use must fit and keep their state.
+
+        One tensor is moved after the other, so the most memory held at once is one tensor above the larger size.
+        """
+        if (num_rows, capacity) == (self.num_rows, self.capacity):
+            return
+        # Until all is moved the pool has no size: if memory runs out half-way, the next call starts again.
+        self.num_rows = self.capacity = 0
+        in_use = slice(0, num_rows_in_use)
+        for spec in self.specs:
+            shape = (num_rows, *spec.row_shape(capacity))
+            if spec.kind == "cache":
+                self.caches[spec.name] = self._moved(self.caches[spec.name], shape, num_rows_in_use)
+            else:
+                current = np.zeros(shape, spec.dtype)
+                current[in_use] = self.current[spec.name][in_use]
+                self.current[spec.name], self.next[spec.name] = current, np.zeros(shape, spec.dtype)
+        num_filled = np.zeros(num_rows, np.int64)
+        num_filled[in_use] = self.num_filled[in_use]
+        self.num_filled, self.num_rows, self.capacity = num_filled, num_rows, capacity
+
+    def _moved(self, cache: NDArray[np.generic], shape: tuple[int, ...], num_rows_in_use: int) -> NDArray[np.generic]:
+        moved = np.zeros(shape, cache.dtype)
+        for row, count in enumerate(self.num_filled[:num_rows_in_use]):
+            moved[row, :, :count] = cache[row, :, :count]
+        return moved
 
     def buffers(self, name: str) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
         """Where a run reads a state tensor, and where it writes it."""
@@ -76,24 +132,24 @@ class StatePool:
         for cache in self.caches.values():
             cache[target, :, :count] = cache[source, :, :count]
 
-    def save_row(self, row: int) -> SavedRow:
-        """A copy of the row's state."""
+    def save_row(self, row: int, start: int = 0) -> SavedRow:
+        """A copy of the row's state, its caches from position `start` on."""
         count = int(self.num_filled[row])
         tensors = {name: buffer[row].copy() for name, buffer in self.current.items()}
-        tensors |= {name: cache[row, :, :count].copy() for name, cache in self.caches.items()}
-        return SavedRow(tensors, count)
+        tensors |= {name: cache[row, :, start:count].copy() for name, cache in self.caches.items()}
+        return SavedRow(tensors, start, count)
 
     def load_row(self, row: int, saved: SavedRow) -> None:
-        """Put back what `save_row` gave, into any row."""
+        """Put back what `save_row` gave, into any row whose caches hold the positions before it."""
         self.num_filled[row] = saved.num_filled
         for name, buffer in self.current.items():
             buffer[row] = saved.tensors[name]
         for name, cache in self.caches.items():
-            cache[row, :, : saved.num_filled] = saved.tensors[name]
+            cache[row, :, saved.start : saved.num_filled] = saved.tensors[name]
 
-    def _allocate(self, kind: str, num_positions: int = 0) -> Buffers:
+    def _allocate(self, kind: str) -> Buffers:
         return {
-            spec.name: np.zeros((self.max_rows, *spec.row_shape(num_positions)), spec.dtype)
+            spec.name: np.zeros((self.num_rows, *spec.row_shape(self.capacity)), spec.dtype)
             for spec in self.specs
             if spec.kind == kind
         }

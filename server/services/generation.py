@@ -19,7 +19,7 @@ from statewise.v1.generation_pb2_grpc import GenerationServiceServicer
 
 if TYPE_CHECKING:
     from server.engine.engine import Engine
-    from server.engine.request import Delta, GenerationRequest
+    from server.engine.request import Delta, Stream
     from server.repository import Repository
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
@@ -59,7 +59,7 @@ class GenerationService(GenerationServiceServicer):
             stream = engine.submit(generation, self._channel)
             try:
                 self._channel.open(stream, mailbox)
-                await self._send(mailbox, _Progress(engine, generation, arrived), context)
+                await self._send(mailbox, _Progress(engine, stream, arrived), context)
             except asyncio.CancelledError:
                 if not mailbox.has_overflowed:
                     raise
@@ -124,11 +124,11 @@ class GenerationService(GenerationServiceServicer):
 class _Progress:
     """How far one stream's answer has come."""
 
-    def __init__(self, engine: Engine, generation: GenerationRequest, arrived: float) -> None:
+    def __init__(self, engine: Engine, stream: Stream, arrived: float) -> None:
         self.engine = engine
         self.num_messages = 0
         self.num_new = 0
-        self._generation = generation
+        self._stream = stream
         self._num_items = 0
         self._last = arrived
 
@@ -141,9 +141,10 @@ class _Progress:
             manifest = self.engine.manifest
             response.info.model, response.info.version = manifest.name, manifest.version
             response.info.variant = self.engine.variant_name
-            response.info.seed = self._generation.sampling.seed or 0
+            response.info.seed = self._stream.request.sampling.seed or 0
         if news.finish_reason is not None:
-            response.usage.prompt_tokens = len(self._generation.prompt)
+            response.usage.prompt_tokens = len(self._stream.request.prompt)
+            response.usage.cached_prompt_tokens = self._stream.num_cached
             response.usage.completion_tokens = self._num_items
         self.num_messages += 1
         return response

@@ -74,10 +74,12 @@ def _describe_manifest(model: pb.Model, entry: ModelEntry) -> None:
 def _describe_engine(model: pb.Model, engine: Engine) -> None:
     limits = engine.limits
     model.variant = engine.variant_name
-    model.state_bytes_per_row = engine.state_bytes_per_row
+    model.state_bytes_per_row = engine.memory.bytes_per_row
+    model.state_budget_bytes = engine.memory.budget
+    model.max_positions = limits.max_positions or 0
     model.max_prompt_tokens = limits.max_prompt_tokens
     model.max_tokens = limits.max_tokens
-    model.max_rows = limits.max_rows
+    model.max_rows = engine.memory.max_rows
     model.max_waiting = limits.max_waiting
     model.running = engine.num_running
     model.waiting = engine.num_waiting

@@ -139,16 +139,20 @@ def _set(message: Any, name: str, value: Any) -> None:
 
 def chunk_from(response: pb.GenerateResponse) -> Chunk:
     """Read one message of a stream."""
-    usage, info = response.usage, response.info
+    info = response.info
     return Chunk(
         text=response.text,
         tokens=tuple(response.tokens),
         vectors=_vectors(response.vectors) if response.HasField("vectors") else None,
         log_probabilities=tuple(map(_log_probability, response.log_probabilities)),
         finish_reason=_FINISH_REASONS.get(response.finish_reason),
-        usage=Usage(usage.prompt_tokens, usage.completion_tokens) if response.HasField("usage") else None,
+        usage=_usage(response.usage) if response.HasField("usage") else None,
         info=(GenerationInfo(info.model, info.version, info.variant, info.seed) if response.HasField("info") else None),
     )
+
+
+def _usage(message: pb.Usage) -> Usage:
+    return Usage(message.prompt_tokens, message.completion_tokens, message.cached_prompt_tokens)
 
 
 def _vectors(message: pb.VectorSequence) -> NDArray[np.float32]:

@@ -30,6 +30,8 @@ class Usage:
     """The start token included."""
     completion_tokens: int
     """An end token included."""
+    cached_prompt_tokens: int
+    """Of the prompt's, those whose state was there from an earlier request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,9 @@ class Model:
     max_waiting: int
     running: int
     waiting: int
+    max_positions: int
+    """Of a request, prompt and output together; 0 where there is no such limit."""
+    state_budget_bytes: int
 
 
 Prompt = str | Sequence[int] | NDArray[np.int64] | NDArray[np.float32]

@@ -99,8 +99,10 @@ def _log_probability_table(generation: Generation) -> Table:
 
 
 def _statistics(generation: Generation, seconds: float) -> str:
-    count, info = generation.usage.completion_tokens, generation.info
+    usage, info = generation.usage, generation.info
+    count = usage.completion_tokens
     return (
-        f"[{info.model}/{info.version} {info.variant}] {count} items in {seconds:.2f} s "
-        f"({count / seconds:.0f}/s), seed {info.seed}, finish reason {generation.finish_reason}"
+        f"[{info.model}/{info.version} {info.variant}] {count} items in {seconds:.2f} s ({count / seconds:.0f}/s) "
+        f"after a prompt of {usage.prompt_tokens} ({usage.cached_prompt_tokens} cached), "
+        f"seed {info.seed}, finish reason {generation.finish_reason}"
     )

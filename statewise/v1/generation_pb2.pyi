@@ -135,12 +135,14 @@ class TokenLogProbability(_message.Message):
     def __init__(self, token: _Optional[int] = ..., log_probability: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TokenLogProbability, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens")
+    __slots__ = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
+    cached_prompt_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerationInfo(_message.Message):
     __slots__ = ("model", "version", "variant", "seed")
@@ -179,7 +181,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "state", "reason", "plugin", "variant", "input_kind", "head_kind", "input_size", "has_tokenizer", "start_token", "end_token", "state_bytes_per_row", "max_prompt_tokens", "max_tokens", "max_rows", "max_waiting", "running", "waiting")
+    __slots__ = ("name", "version", "state", "reason", "plugin", "variant", "input_kind", "head_kind", "input_size", "has_tokenizer", "start_token", "end_token", "state_bytes_per_row", "max_prompt_tokens", "max_tokens", "max_rows", "max_waiting", "running", "waiting", "max_positions", "state_budget_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +201,8 @@ class Model(_message.Message):
     MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
+    MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    STATE_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     state: ModelState
@@ -218,4 +222,6 @@ class Model(_message.Message):
     max_waiting: int
     running: int
     waiting: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., plugin: _Optional[str] = ..., variant: _Optional[str] = ..., input_kind: _Optional[str] = ..., head_kind: _Optional[str] = ..., input_size: _Optional[int] = ..., has_tokenizer: _Optional[bool] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., state_bytes_per_row: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_waiting: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
+    max_positions: int
+    state_budget_bytes: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., plugin: _Optional[str] = ..., variant: _Optional[str] = ..., input_kind: _Optional[str] = ..., head_kind: _Optional[str] = ..., input_size: _Optional[int] = ..., has_tokenizer: _Optional[bool] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., state_bytes_per_row: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_waiting: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., max_positions: _Optional[int] = ..., state_budget_bytes: _Optional[int] = ...) -> None: ...

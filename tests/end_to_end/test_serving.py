@@ -72,7 +72,7 @@ def test_requests_together_get_what_each_gets_alone(repository: Path, tmp_path: 
 
     def ask(request: dict[str, object]) -> tuple[object, ...]:
         answer: Generation = client.generate(**request)  # type: ignore[arg-type]
-        return answer.tokens, answer.log_probabilities, answer.finish_reason, answer.usage
+        return answer.tokens, answer.log_probabilities, answer.finish_reason, answer.usage.completion_tokens
 
     with serving(repository, tmp_path, "--max-rows", "16") as server, Client(server.address, timeout=60) as client:
         with ThreadPoolExecutor(16) as pool:

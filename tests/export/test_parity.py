@@ -95,7 +95,7 @@ class Pair:
         return result.outputs
 
     def clear(self) -> None:
-        for row in range(self.runner.pool.max_rows):
+        for row in range(self.runner.pool.num_rows):
             self.runner.pool.clear_row(row)
 
 

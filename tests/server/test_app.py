@@ -120,6 +120,12 @@ def test_metrics_count_calls_and_items() -> None:
     assert 'statewise_items_total{model="text"} 5.0' in page
     assert 'statewise_time_to_first_token_seconds_count{model="text"} 1.0' in page
     assert 'statewise_rows_in_use{model="text"} 0.0' in page
+    assert 'statewise_cached_prompt_items_total{model="text"} 0.0' in page
+    assert 'statewise_prefix_bytes{model="text"} 0.0' in page
+    assert 'statewise_prefix_evictions_total{model="text"} 0.0' in page
+    assert 'statewise_state_budget_bytes{model="text"} 6.4e+07' in page
+    assert 'statewise_state_bytes{model="text"} 2048.0' in page
+    assert 'statewise_state_capacity{model="text"} 0.0' in page
 
 
 def test_taken_port_is_refused_readably() -> None:
@@ -165,6 +171,7 @@ def test_sigterm_lets_a_stream_complete_and_refuses_new_calls(tmp_path: Path) ->
     assert (chunks[-1].finish_reason, sum(len(chunk.tokens) for chunk in chunks)) == ("length", 20_000)
     assert process.returncode == 0, output
     assert "ready at 127.0.0.1:" in output
+    assert "16 rows, 2.05 kB state of" in output
     assert "broken/1: refused: step.cpu-float32.onnx: changed since it was written" in output
     assert not ready.exists()
 

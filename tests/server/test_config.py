@@ -68,6 +68,16 @@ def test_every_mistake_is_named_at_once() -> None:
         load_settings({"models": Path(), "port": -1, "log_level": "loud"})
 
 
+@pytest.mark.parametrize(
+    ("text", "count"), [("512MB", 512 * 10**6), ("2GiB", 2 * 2**30), ("1.5G", 15 * 10**8), ("4096", 4096)]
+)
+def test_sizes_may_have_units(text: str, count: int, monkeypatch: Any) -> None:
+    """Bytes are given as people write them, as a flag and in the environment."""
+    assert load_settings({"models": Path(), "engine": {"state_memory": text}}).engine.state_memory == count
+    monkeypatch.setenv("STATEWISE_ENGINE__STATE_MEMORY", text)
+    assert load_settings({"models": Path()}).engine.state_memory == count
+
+
 def test_missing_file_is_told() -> None:
     """A --config that does not exist is not taken for an empty one."""
     with pytest.raises(ConfigError, match="there is no such file"):

@@ -15,6 +15,7 @@ from onnx import helper
 from server.engine.engine import Engine
 from server.engine.request import Delta, GenerationRequest, Stream
 from server.engine.settings import EngineSettings
+from server.engine.state_memory import default_state_memory
 from server.repository import Repository
 from statewise.errors import BundleError, ConfigError, NotFoundError, UnavailableError
 from statewise.sampling import GREEDY
@@ -193,6 +194,26 @@ def test_half_written_and_foreign_folders_are_no_models(models: Path, closing: l
     repository = loaded(models, closing)
 
     assert states(repository) == {"a/2": "ready", "b/1": "ready"}
+
+
+def test_a_model_whose_state_exceeds_the_memory_is_refused(models: Path, closing: list[Repository]) -> None:
+    """The trial, which needs one row only, passes it; the reason has the numbers and the flag to set."""
+    settings = SETTINGS.model_copy(update={"state_memory": 15})
+    repository = Repository(models, settings)
+    closing.append(repository)
+    repository.load_all()
+
+    assert set(states(repository).values()) == {"refused"}
+    with pytest.raises(BundleError, match="needs 16 B of state, and the budget is 15 B; raise --state-memory to 16"):
+        repository.get("b")
+
+
+def test_the_models_share_the_free_memory(models: Path, closing: list[Repository]) -> None:
+    """Without a setting, two models get half each of what the server may take for state."""
+    repository = loaded(models, closing)
+
+    budgets = [repository.get(name).memory.budget for name in ("a", "b")]
+    assert budgets == [pytest.approx(default_state_memory(2), rel=0.2)] * 2
 
 
 def test_closing_lets_what_runs_complete(models: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine import EngineSettings, GenerationRequest, Stream
+from server.engine.prefix_cache import PrefixCache
 from server.engine.queue_channel import QueueChannel
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
+from server.engine.state_memory import StateMemory
 from server.runtime.runner import Runner
 from statewise.bundle import find_bundle, open_bundle
 from statewise.sampling import SamplingParams
@@ -35,6 +38,13 @@ def sequence(number: int, prompt_length: int = 3, max_tokens: int = 50, **sampli
     return Sequence(Stream(request, QueueChannel()), None)
 
 
+def scheduler_of(runner: Runner, **settings: Any) -> Scheduler:
+    """A scheduler with the memory that these settings give."""
+    given = EngineSettings(**{"max_rows": MAX_ROWS, "state_memory": "1GB"} | settings)
+    memory = StateMemory.of(given, runner.spec)
+    return Scheduler(runner, given, memory, PrefixCache.of(given, memory))
+
+
 def check(scheduler: Scheduler, runner: Runner) -> None:
     """Every sequence finds its own state and parameters in its row; decoding rows come first."""
     for row, running in enumerate(scheduler.running):
@@ -49,14 +59,14 @@ def check(scheduler: Scheduler, runner: Runner) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_state_and_parameters_move_with_their_sequence(runner: Runner, steps: list[tuple[str, int]]) -> None:
     """Admission, promotion to decoding and release in any order leave each row with its own sequence."""
-    scheduler = Scheduler(runner, EngineSettings(max_rows=MAX_ROWS))
+    scheduler = scheduler_of(runner)
     for number, (step, choice) in enumerate(steps, start=1):
         prefilling = scheduler.running[scheduler.num_decoding :]
         if step == "admit":
             scheduler.waiting.append(sequence(number))
-            num_before = len(scheduler.running)
-            scheduler.admit()
-            for new in scheduler.running[num_before:]:
+            admitted = scheduler.admit()
+            scheduler.place(admitted)
+            for new in admitted:
                 for buffer in runner.pool.current.values():
                     assert (buffer[new.row] == 0).all()
                     buffer[new.row] = new.request.sampling.seed
@@ -74,9 +84,9 @@ def test_state_and_parameters_move_with_their_sequence(runner: Runner, steps: li
 
 def test_prompts_are_cut_to_chunks_within_the_budget(runner: Runner) -> None:
     """Chunks are whole, all of them fit the budget, and the first come are served first."""
-    scheduler = Scheduler(runner, EngineSettings(max_rows=MAX_ROWS, prefill_chunk=8, token_budget=20))
+    scheduler = scheduler_of(runner, prefill_chunk=8, token_budget=20)
     scheduler.waiting.extend(sequence(number, prompt_length=length) for number, length in enumerate((5, 30, 30, 30)))
-    scheduler.admit()
+    scheduler.place(scheduler.admit())
 
     plan = scheduler.plan(0.0)
 
@@ -93,9 +103,9 @@ def test_the_number_of_steps_follows_the_time_of_a_step(
     runner: Runner, step_seconds: float, penalty: float, waiting: int, expected: int
 ) -> None:
     """Short steps are run many at a time; penalties and sequences that wait for a row cut the number."""
-    scheduler = Scheduler(runner, EngineSettings(max_rows=2, decode_ms=10.0))
+    scheduler = scheduler_of(runner, max_rows=2, decode_ms=10.0)
     scheduler.waiting.extend([sequence(1, max_tokens=4), sequence(2, presence_penalty=penalty)])
-    scheduler.admit()
+    scheduler.place(scheduler.admit())
     for running in list(scheduler.running):
         running.num_prefilled = 3
         scheduler.start_decoding(running)
@@ -105,3 +115,79 @@ def test_the_number_of_steps_follows_the_time_of_a_step(
 
     assert plan is not None
     assert plan.num_decode_steps == expected
+
+
+# The tests' Transformer has 256 bytes of cache per position, 16 of `position` twice.
+ONE_LONG_ROW = 400 * 256 + 16
+
+
+@pytest.fixture
+def bounded(repository: Path) -> Runner:
+    """A runner of a model with positions, whose pool is small at first."""
+    bundle = open_bundle(find_bundle(repository, "transformer"), check_hashes=False)
+    return Runner.load(bundle, "cpu-float32", max_rows=MAX_ROWS, capacity=64)
+
+
+def lengths(scheduler: Scheduler) -> list[int]:
+    return [running.num_positions for running in scheduler.running]
+
+
+def admit(scheduler: Scheduler) -> None:
+    scheduler.place(scheduler.admit())
+
+
+def test_rows_are_given_by_positions_first_come_first_served(bounded: Runner) -> None:
+    """A long request waits until its row fits beside the others, and who came after it waits behind it."""
+    scheduler = scheduler_of(bounded, max_rows=4, state_memory=ONE_LONG_ROW)
+    scheduler.waiting.extend(sequence(1, max_tokens=count) for count in (50, 40, 380, 20))
+    admit(scheduler)
+    assert lengths(scheduler) == [53, 43]
+    assert (bounded.pool.num_rows, bounded.pool.capacity) == (4, 64)
+
+    scheduler.release(scheduler.running[0])
+    admit(scheduler)
+    assert lengths(scheduler) == [43]
+
+    scheduler.release(scheduler.running[0])
+    admit(scheduler)
+    assert lengths(scheduler) == [383]
+    assert (bounded.pool.num_rows, bounded.pool.capacity) == (1, 400)
+
+
+def test_the_pool_shrinks_where_that_lets_the_next_one_in(bounded: Runner) -> None:
+    """Room for long requests is given up when the last of them has left and a row is wanted, not before."""
+    scheduler = scheduler_of(bounded, max_rows=4, state_memory=2 * ONE_LONG_ROW)
+    scheduler.waiting.extend(sequence(1, max_tokens=count) for count in (20, 380))
+    admit(scheduler)
+    assert (bounded.pool.num_rows, bounded.pool.capacity) == (2, 400)
+
+    scheduler.release(scheduler.running[1])
+    scheduler.waiting.append(sequence(1, max_tokens=20))
+    admit(scheduler)
+    assert bounded.pool.capacity == 400
+    scheduler.waiting.append(sequence(1, max_tokens=20))
+    admit(scheduler)
+
+    assert lengths(scheduler) == [23, 23, 23]
+    assert (bounded.pool.num_rows, bounded.pool.capacity) == (4, 64)
+
+
+@given(st.lists(st.tuples(st.integers(1, 397), st.integers(0, 4)), min_size=1, max_size=25))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_request_gets_its_turn_within_the_budget(bounded: Runner, arrivals: list[tuple[int, int]]) -> None:
+    """Whatever the lengths and whoever leaves, the pool holds all positions, stays in its budget, and none is stuck."""
+    budget = int(2.5 * ONE_LONG_ROW)
+    scheduler = scheduler_of(bounded, max_rows=4, state_memory=budget)
+    for number, (max_tokens, num_leaving) in enumerate(arrivals):
+        scheduler.waiting.append(sequence(number, max_tokens=max_tokens))
+        admit(scheduler)
+        assert max(lengths(scheduler)) <= bounded.pool.capacity
+        assert len(scheduler.running) <= bounded.pool.num_rows
+        assert bounded.pool.nbytes <= budget
+        for _ in range(min(num_leaving, len(scheduler.running))):
+            scheduler.release(scheduler.running[number % len(scheduler.running)])
+    while scheduler.waiting:
+        if scheduler.running:
+            scheduler.release(scheduler.running[0])
+        admit(scheduler)
+        assert scheduler.running

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from server.runtime.state_pool import StatePool
+from server.runtime.state_pool import StatePool, bytes_per_row, capacity_for
 from statewise.manifest import StateSpec
 
 MAX_ROWS = 5
-MAX_POSITIONS = 64
+CAPACITY = 8
 SPECS = (
     StateSpec(name="hidden", shape=("row", 3)),
     StateSpec(name="window", shape=("row", 2, 2), dtype="int64"),
@@ -24,20 +25,25 @@ rows = st.integers(0, MAX_ROWS - 1)
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Any sequence of runs and row operations leaves in each row what a plain list would hold.
+    """Any sequence of runs, row operations and resizes leaves in each row what a plain list would hold.
 
     A run writes a new number to each of its rows: over whatever the other buffer held, and behind what the cache holds.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = StatePool((*SPECS, CACHE), MAX_ROWS, MAX_POSITIONS)
+        self.pool = StatePool((*SPECS, CACHE), MAX_ROWS, CAPACITY)
         self.expected: list[list[int]] = [[] for _ in range(MAX_ROWS)]
         self.in_use = 1
         self.counter = 0
         self.saved: list[tuple[Any, list[int]]] = []
 
+    def make_room(self, num_positions: int) -> None:
+        if num_positions > self.pool.capacity:
+            self.pool.resize(self.pool.num_rows, num_positions, self.in_use)
+
     def run_rows(self, start: int, stop: int) -> None:
+        self.make_room(1 + max(map(len, self.expected[start:stop])))
         for row in range(start, stop):
             self.counter += 1
             self.pool.caches["key"][row, :, len(self.expected[row])] = self.counter
@@ -46,7 +52,12 @@ class PoolMachine(RuleBasedStateMachine):
                 buffer[row] = self.counter
         self.pool.commit(slice(start, stop), self.in_use, 1)
 
-    @precondition(lambda self: self.in_use < MAX_ROWS)
+    @rule(num_rows=rows, room=st.integers(0, CAPACITY))
+    def resize(self, num_rows: int, room: int) -> None:
+        longest = max(map(len, self.expected[: self.in_use]))
+        self.pool.resize(max(num_rows, self.in_use), longest + room, self.in_use)
+
+    @precondition(lambda self: self.in_use < self.pool.num_rows)
     @rule()
     def join(self) -> None:
         self.pool.clear_row(self.in_use)
@@ -84,6 +95,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(row=rows, which=st.integers(0, 99))
     def load(self, row: int, which: int) -> None:
         saved, value = self.saved[which % len(self.saved)]
+        self.make_room(len(value))
         self.pool.load_row(row % self.in_use, saved)
         self.expected[row % self.in_use] = value
 
@@ -147,14 +159,35 @@ def test_a_saved_row_does_not_change_with_the_pool() -> None:
 
 
 def test_the_bytes_of_a_row_are_counted() -> None:
-    """Three float32 and four int64 numbers are 44 bytes; a cache counts at its full length."""
-    assert StatePool(SPECS, MAX_ROWS).bytes_per_row == 3 * 4 + 4 * 8
-    assert StatePool((CACHE,), MAX_ROWS, MAX_POSITIONS).bytes_per_row == 2 * 64 * 3 * 4
+    """Recurrent state counts twice, as it has two buffers, and a cache once, with all its positions."""
+    assert bytes_per_row(SPECS, 0) == 2 * (3 * 4 + 4 * 8)
+    assert bytes_per_row((CACHE,), 64) == 2 * 64 * 3 * 4
+    assert StatePool((*SPECS, CACHE), MAX_ROWS, 64).nbytes == MAX_ROWS * bytes_per_row((*SPECS, CACHE), 64)
+
+
+def test_capacities_are_buckets_up_to_the_most_positions() -> None:
+    """Room doubles from 64 on, and ends at the model's own number; without positions there is none."""
+    assert [capacity_for(count, 400) for count in (1, 64, 65, 256, 257, 400)] == [64, 64, 128, 256, 400, 400]
+    assert (capacity_for(10, 50), capacity_for(10, 0)) == (50, 0)
+
+
+def test_a_resize_that_breaks_off_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory runs out between two tensors, the pool does not pass for one of the old or the new size."""
+    pool = StatePool((*SPECS, CACHE), MAX_ROWS, CAPACITY)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "_moved", lambda *_: [][0])
+        with pytest.raises(IndexError):
+            pool.resize(2, 16, 0)
+
+    pool.resize(MAX_ROWS, CAPACITY, 0)
+
+    shapes = {name: pool.buffers(name)[0].shape for name in ("hidden", "key")}
+    assert shapes == {"hidden": (MAX_ROWS, 3), "key": (MAX_ROWS, 2, CAPACITY, 3)}
 
 
 def test_a_cache_is_read_and_written_in_one_place() -> None:
     """Past and present of a cache are the same memory; other state has two buffers."""
-    pool = StatePool((*SPECS, CACHE), MAX_ROWS, MAX_POSITIONS)
+    pool = StatePool((*SPECS, CACHE), MAX_ROWS, CAPACITY)
 
     past, present = pool.buffers("key")
     before, after = pool.buffers("hidden")
@@ -165,7 +198,24 @@ def test_a_cache_is_read_and_written_in_one_place() -> None:
 
 def test_a_saved_cache_holds_the_filled_positions_only() -> None:
     """Saving a short sequence does not copy the room for a long one."""
-    pool = StatePool((CACHE,), MAX_ROWS, MAX_POSITIONS)
+    pool = StatePool((CACHE,), MAX_ROWS, CAPACITY)
     pool.commit(slice(0, 1), 1, 5)
 
     assert pool.save_row(0).tensors["key"].shape == (2, 5, 3)
+
+
+def test_a_row_may_be_saved_and_loaded_piece_by_piece() -> None:
+    """Pieces of a cache, each from where the one before ended, put together the row; the last one's state counts."""
+    pool = StatePool((*SPECS, CACHE), MAX_ROWS, CAPACITY)
+    pieces = []
+    for number, (start, end) in enumerate(((0, 3), (3, 5)), start=1):
+        pool.caches["key"][1, :, start:end] = number
+        pool.next["hidden"][1] = number
+        pool.commit(slice(1, 2), 3, end - start)
+        pieces.append(pool.save_row(1, start))
+    for piece in pieces:
+        pool.load_row(0, piece)
+
+    assert pieces[1].tensors["key"].shape == (2, 2, 3)
+    assert pool.caches["key"][0, 0, :5, 0].tolist() == [1, 1, 1, 2, 2]
+    assert (pool.num_filled[0], pool.current["hidden"][0, 0]) == (5, 2)

@@ -141,6 +141,10 @@ def test_models_lists_what_is_served_and_refused(server: Application, capfd: Any
         (["serve", "--models", "/nowhere", "--max-rows", "0"], "engine.max_rows: Input should be greater"),
         (["serve", "--models", "/nowhere", "--config", "/nowhere.yaml"], "there is no such file"),
         (["serve", "--port", "many"], "--port"),
+        (["serve", "--models", "/nowhere", "--state-memory", "banana"], "engine.state_memory: could not parse value"),
+        (["serve", "--models", "/nowhere", "--state-memory", "0"], "engine.state_memory: Input should be greater"),
+        (["serve", "--models", "/nowhere", "--prefix-memory", "-1"], "engine.prefix_memory: could not parse value"),
+        (["serve", "--models", "/nowhere", "--max-positions", "0"], "engine.max_positions: Input should be greater"),
         (["nonsense"], "nonsense"),
     ],
 )

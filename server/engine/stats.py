@@ -1,0 +1,19 @@
+"""What an engine counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Totals since the start, for metrics and benchmarks."""
+
+    num_steps: int = 0
+    num_mixed_steps: int = 0
+    """Of these, steps that read a prompt's chunk in the run that decodes."""
+    num_prompt_items: int = 0
+    """Read; those that were loaded are counted apart."""
+    num_cached_items: int = 0
+    num_output_items: int = 0
+    busy_seconds: float = 0.0
