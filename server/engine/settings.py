@@ -11,7 +11,7 @@ class EngineSettings(BaseModel):
     max_rows: int = Field(default=16, ge=1, le=65536)
     """Streams that run at once; each holds one row of state."""
 
-    max_positions: int | None = Field(default=None, ge=1)
+    max_positions: int | None = Field(default=None, ge=2)
     """Most positions of one request, prompt and output together; by default (and at most) the model's own."""
 
     state_memory: ByteSize | None = Field(default=None, gt=0)

@@ -62,7 +62,8 @@ class StatePool:
         """Positions for which each row's caches have room."""
         self.current = self._allocate("recurrent")
         self.next = self._allocate("recurrent")
-        # Memory that nothing has touched costs nothing: a row pays for the positions that its sequences reach.
+        # Memory that nothing has touched costs nothing, so rows cost from their first use on. They cost their whole
+        # capacity then: with huge pages an item touches the room of many.
         self.caches = self._allocate("cache")
         self.num_filled = np.zeros(num_rows, np.int64)
         """Positions of each row's caches that hold items."""
