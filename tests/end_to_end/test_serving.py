@@ -54,13 +54,16 @@ def _reference(prompt: list[int], count: int) -> tuple[int, ...]:
     return tuple(row.tolist())
 
 
-def test_requests_together_get_what_each_gets_alone(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("models", [("gru-text", "transformer"), ("lstm-2", "transformer")], ids="+".join)
+def test_requests_together_get_what_each_gets_alone(
+    repository: Path, tmp_path: Path, models: tuple[str, ...]
+) -> None:
     """64 ragged requests to two families: bit for bit the tokens and log-probabilities that each gets alone."""
     rng = np.random.default_rng(1)
     requests = [
         {
-            "model": ("lstm-2", "transformer")[index % 2],
-            "prompt": rng.integers(0, 300, int(rng.integers(1, 300))).tolist(),
+            "model": models[index % len(models)],
+            "prompt": rng.integers(2, 250, int(rng.integers(1, 300))).tolist(),
             "max_tokens": int(rng.integers(1, 40)),
             "temperature": float(index % 3) / 2,
             "top_p": 0.9 if index % 2 else 1.0,
@@ -72,14 +75,18 @@ def test_requests_together_get_what_each_gets_alone(repository: Path, tmp_path: 
 
     def ask(request: dict[str, object]) -> tuple[object, ...]:
         answer: Generation = client.generate(**request)  # type: ignore[arg-type]
-        return answer.tokens, answer.log_probabilities, answer.finish_reason, answer.usage
+        return answer.tokens, answer.text, answer.log_probabilities, answer.finish_reason
 
     with serving(repository, tmp_path, "--max-rows", "16") as server, Client(server.address, timeout=60) as client:
-        with ThreadPoolExecutor(16) as pool:
-            together = list(pool.map(ask, requests))
+        with ThreadPoolExecutor(32) as pool:
+            futures = [pool.submit(ask, request) for request in requests]
+            busy = [client.models() for _ in range(3)]
+            together = [future.result() for future in futures]
         alone = [ask(request) for request in requests]
 
     assert together == alone
+    # Both engines had several rows in use at one moment.
+    assert any(all(rows_of[name] > 1 for name in models) for rows_of in ({m.name: m.running for m in b} for b in busy))
 
 
 def test_text_streams_whole_and_equals_the_unary_answer(client: Client) -> None:

@@ -111,6 +111,13 @@ def decoder_of(checkpoint: Checkpoint) -> ReferenceDecoder:
 
 
 @torch.inference_mode()
+def logits_of_transformers(folder: Path, row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits at every position, `[time, vocabulary]`."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    return model(torch.from_numpy(row)[None]).logits[0].numpy()
+
+
+@torch.inference_mode()
 def continued_by_transformers(folder: Path, prompt: np.ndarray[Any, Any]) -> list[int]:
     """Tokens of greedy decoding by transformers, over its own cache; the end token does not end it."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -142,32 +149,38 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
     ours = decoder.outputs(rows)
     (tokens,), _ = decoder.generate([prompt_of(17)], [GREEDY], STEPS)
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(folders[name])
     for row, logits in zip(rows, ours, strict=True):
-        with torch.inference_mode():
-            theirs = model(torch.from_numpy(row)[None]).logits[0].numpy()
-        np.testing.assert_allclose(logits, theirs, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(logits, logits_of_transformers(folders[name], row), atol=1e-4, rtol=0)
     assert len(set(tokens.tolist())) > 10, "a model that repeats itself proves little"
     assert tokens.tolist() == continued_by_transformers(folders[name], prompt_of(17))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_the_served_model_decodes_as_transformers_does(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    """Imported, exported with a certificate and run by the engine: the same 128 greedy tokens."""
+    """Imported, exported with a certificate and served: logits within 1e-4 and the same 128 greedy tokens."""
+    from export.driver import RuntimeDecoder
     from export.pipeline import export_checkpoint
     from server.engine import Engine, EngineSettings, GenerationRequest
     from server.engine.queue_channel import run_all
+    from server.runtime.runner import Runner
     from statewise.bundle import open_bundle
 
     exported = export_checkpoint(imported(folders[name], tmp_path / "out"), tmp_path / "models")
     assert exported.folder is not None, exported.certificate
-    engine = Engine.load(open_bundle(exported.folder), "cpu-float32", EngineSettings(max_rows=2, intra_op_threads=1))
+    bundle = open_bundle(exported.folder)
+    rows = [prompt_of(length) for length in (1, 2, 63, 64, 65, 191)]
+    runner = Runner.load(bundle, "cpu-float32", max_rows=len(rows), intra_op_threads=1)
+    outputs = RuntimeDecoder(runner).prefill(rows, [GREEDY] * len(rows), 16).outputs
+    engine = Engine.load(bundle, "cpu-float32", EngineSettings(max_rows=2, intra_op_threads=1))
     engine.start()
     try:
         (output,) = run_all(engine, [GenerationRequest(prompt_of(17), GREEDY, STEPS)])
     finally:
         engine.close()
 
+    for row, logits in zip(rows, outputs, strict=True):
+        theirs = logits_of_transformers(folders[name], row)
+        np.testing.assert_allclose(np.stack([*logits.values()]), theirs[[*logits]], atol=1e-4, rtol=0)
     assert list(output.items) == continued_by_transformers(folders[name], prompt_of(17))
 
 
