@@ -36,13 +36,15 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(repository: Path, scratch: Path, *flags: str) -> Iterator[ServerProcess]:
-    """Serve a repository on a free port, through the command."""
+def serving(
+    repository: Path, scratch: Path, *flags: str, program: tuple[str, ...] = ("-m", "statewise", "serve")
+) -> Iterator[ServerProcess]:
+    """Serve a repository on a free port, through the command or another program with its flags."""
     ready = scratch / "ready"
-    command = [sys.executable, "-m", "statewise", "serve", "--models", str(repository), "--port", "0"]
+    command = [sys.executable, *program, "--models", str(repository), "--port", "0"]
     command += ["--ready-file", str(ready), *flags]
     with (scratch / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 60
         while not ready.exists():

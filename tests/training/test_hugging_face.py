@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +266,8 @@ def test_positions_can_be_cut(folders: dict[str, Path], tmp_path: Path) -> None:
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": "wide"}, r"hidden_size: .*got 'wide'"),
         ({"hidden_size": 10**15, "head_dim": None}, "sizes that no tensor can have"),
+        ({"max_position_embeddings": 10**12}, r"max_positions: .*less than or equal to 1048576 \(got 1000000000000\)"),
+        ({"head_dim": 12}, "multiple of 8, got 12"),
         ({"num_key_value_heads": 3}, "num_heads 8 is no multiple of num_key_value_heads 3"),
         ({"eos_token_id": 200}, "eos_token_id 200 is not in the vocabulary"),
         ({"model_type": "gpt2"}, "n_positions: Field required"),
@@ -306,6 +310,15 @@ def test_tensors_that_do_not_fit_are_listed(llama: Path, tmp_path: Path) -> None
     assert "missing: model.norm.weight" in str(caught.value)
     assert "not part of this model: score.weight" in str(caught.value)
     assert f"{key} has shape [64, 16], expected [16, 64]" in str(caught.value)
+
+
+def test_weights_in_eight_bits_are_refused(llama: Path, tmp_path: Path) -> None:
+    """Numbers that mean nothing without their scales are refused by their type."""
+    key = "model.layers.1.mlp.up_proj.weight"
+    change_tensors(llama, {key: torch.ones(144, 64).to(torch.float8_e4m3fn)})
+
+    with pytest.raises(ConfigError, match=r"layers\.1\.up\.weight holds torch\.float8_e4m3fn, expected torch\.float32"):
+        import_checkpoint(llama, tmp_path / "out")
 
 
 def test_a_joint_matrix_of_another_shape_is_shown_as_the_file_has_it(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -381,6 +394,20 @@ def test_a_folder_whose_name_no_model_can_have_needs_a_name(tmp_path: Path) -> N
     """The folder's name is the model's, unless one is given."""
     with pytest.raises(ConfigError, match=r"--name 'my model': .*give another"):
         import_checkpoint(tmp_path / "my model", tmp_path / "out")
+
+
+def test_the_program_refuses_a_pickle_with_exit_code_2(llama: Path, tmp_path: Path) -> None:
+    """As a process of its own: one readable message on stderr, nothing on stdout, nothing written."""
+    (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
+    command = [sys.executable, "-m", "statewise", "import", str(llama), "--output", str(tmp_path / "out")]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert "pickles (pytorch_model.bin)" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_tells_what_it_imported(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ class TransformerConfig(PluginConfig):
     """Token input: number of token ids. Filled in from the tokenizer."""
     features: int | None = Field(default=None, ge=1)
     """Real-vector input: numbers per item. Filled in from the data."""
-    max_positions: int = Field(default=512, ge=2)
+    max_positions: int = Field(default=512, ge=2, le=1 << 20)
     """Longest sequence, prompt and output together."""
     hidden_size: int = Field(default=256, ge=1)
     num_layers: int = Field(default=4, ge=1, le=256)

@@ -1,4 +1,4 @@
-"""What a request gets does not depend on its company: who shares the batch, who comes and goes, how the engine is set."""
+"""What a request gets does not depend on who shares its batch, who comes and goes, and how the engine is set."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ def crowd_settings(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=["lstm-2", "gru-text", "rnn-1", "transformer"])
 def crowd(request: pytest.FixtureRequest, engine_of: Callable[..., Engine], crowd_settings: dict[str, Any]) -> Crowd:
     engine = engine_of(request.param, max_rows=NUM_ROWS, intra_op_threads=1, **crowd_settings)
-    single = engine_of(
-        request.param, max_rows=1, intra_op_threads=1, prefill_chunk=crowd_settings["prefill_chunk"]
-    )
+    single = engine_of(request.param, max_rows=1, intra_op_threads=1, prefill_chunk=crowd_settings["prefill_chunk"])
     requests = ragged_requests(64, engine.manifest.model.input.vocabulary_size)
     return Crowd(engine, requests, [run_all(single, [one])[0] for one in requests])
 
