@@ -189,9 +189,9 @@ def test_a_step_that_raises_fails_its_batch_only(
     healthy = Runner._run
     healthy_runs = iter([True, False])
 
-    def run(runner: Runner, *arguments: Any) -> Any:
+    def run(runner: Runner, *arguments: Any, **named: Any) -> Any:
         # The second run of the batch fails, the first having written state.
-        return healthy(runner, *arguments) if next(healthy_runs, True) else 1 / 0
+        return healthy(runner, *arguments, **named) if next(healthy_runs, True) else 1 / 0
 
     monkeypatch.setattr(Runner, "_run", run)
     *failed, waited = run_all(engine, [request] * 3)
