@@ -26,7 +26,7 @@ from statewise.commands import main
 KEPT: list[object] = []
 """What the control never lets go."""
 
-KEPT_BYTES = 32 * 1024
+KEPT_BYTES = 64 * 1024
 """Of an array for each request, as its logits or its state would be."""
 
 RARELY = 20
@@ -39,7 +39,8 @@ def answer_probes() -> None:
         types = Counter(type(thing).__name__ for thing in gc.get_objects())
         answer = Path(line.strip())
         partial = answer.with_suffix(".partial")
-        partial.write_text(json.dumps({"types": types, "heap": live_heap()}))
+        found = {"types": types, "blocks": sys.getallocatedblocks(), "heap": live_heap()}
+        partial.write_text(json.dumps(found))
         partial.rename(answer)
 
 

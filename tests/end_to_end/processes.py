@@ -27,6 +27,12 @@ class ServerProcess:
         with Client(self.address, timeout=10) as client:
             return sum(model.running + model.waiting for model in client.models())
 
+    def resident_mib(self) -> float:
+        """The process's resident size."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        (kib,) = (line.split()[1] for line in lines if line.startswith("VmRSS"))
+        return int(kib) / 1024
+
     def wait_until_idle(self, timeout: float = 10.0) -> None:
         """Fail unless every row is free soon."""
         deadline = time.monotonic() + timeout

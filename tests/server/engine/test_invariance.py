@@ -68,7 +68,7 @@ def parts(output: Delta, count: int | None = None) -> tuple[object, ...]:
     return output.items[:count], output.log_probabilities[:count]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Crowd:
     """An engine of many rows, and what each request gives in an engine of its own."""
 
@@ -124,7 +124,7 @@ def test_rows_may_leave_in_every_order(crowd: Crowd, order: list[int], first: in
     """Whoever ends or is cancelled first, the others go on as if alone, and nobody gets what is another's."""
     indices = [(first + place) % 64 for place in range(NUM_ROWS)]
     requests = {
-        index: replace(crowd.requests[index], max_tokens=1 + 2 * rank)
+        index: replace(crowd.requests[index], max_tokens=min(1 + 2 * rank, crowd.requests[index].max_tokens))
         for index, rank in zip(indices, order, strict=True)
     }
 
