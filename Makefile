@@ -10,16 +10,19 @@ export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint protos bench clean
+.PHONY: help demo test test-leak lint protos bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## train, certify, serve and stream a small model: about two minutes, results in demo/
 	$(BIN)/statewise demo
 
 test: lint  ## run all checks, then all tests
 	$(BIN)/python -m pytest
+
+test-leak: $(READY)  ## serve 10,000 random requests to each of two families: nothing may grow (minutes)
+	$(BIN)/python -m pytest -s -m leak
 
 lint: $(READY)  ## check style, types and the imports between packages
 	$(BIN)/ruff check .

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from statewise.errors import ConfigError
 from training.files import write_atomically
 
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Eight bits and fewer are left out: such numbers need scales, which lie elsewhere."""
+
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write a module's state dict; a tensor with several names (tied weights) comes once, under the first."""
@@ -82,7 +85,8 @@ def _list(what: str, names: set[str]) -> list[str]:
 def _mismatch(name: str, given: Tensor, own: Tensor) -> str:
     if given.shape != own.shape:
         return f"{name} has shape {list(given.shape)}, expected {list(own.shape)}"
-    if given.is_floating_point() != own.is_floating_point():
+    is_readable = given.dtype in _FLOATS if own.is_floating_point() else not given.is_floating_point()
+    if not is_readable:
         return f"{name} holds {given.dtype}, expected {own.dtype}"
     if given.is_floating_point() and not bool(given.isfinite().all()):
         return f"{name} holds {int((~given.isfinite()).sum())} values that are NaN or infinite"

@@ -27,6 +27,12 @@ class ServerProcess:
         with Client(self.address, timeout=10) as client:
             return sum(model.running + model.waiting for model in client.models())
 
+    def resident_mib(self) -> float:
+        """The process's resident size."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        (kib,) = (line.split()[1] for line in lines if line.startswith("VmRSS"))
+        return int(kib) / 1024
+
     def wait_until_idle(self, timeout: float = 10.0) -> None:
         """Fail unless every row is free soon."""
         deadline = time.monotonic() + timeout
@@ -36,13 +42,15 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(repository: Path, scratch: Path, *flags: str) -> Iterator[ServerProcess]:
-    """Serve a repository on a free port, through the command."""
+def serving(
+    repository: Path, scratch: Path, *flags: str, program: tuple[str, ...] = ("-m", "statewise", "serve")
+) -> Iterator[ServerProcess]:
+    """Serve a repository on a free port, through the command or another program with its flags."""
     ready = scratch / "ready"
-    command = [sys.executable, "-m", "statewise", "serve", "--models", str(repository), "--port", "0"]
+    command = [sys.executable, *program, "--models", str(repository), "--port", "0"]
     command += ["--ready-file", str(ready), *flags]
     with (scratch / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 60
         while not ready.exists():

@@ -40,27 +40,29 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[Client]:
-    """A client of the shared server; afterwards a canary is answered and no row is in use."""
+    """A client of the shared server; afterwards canaries are answered and no row is in use."""
     with Client(server.address, timeout=30) as connected:
         yield connected
         server.wait_until_idle()
-        assert connected.generate("lstm-2", [5, 6], max_tokens=4).tokens == _reference([5, 6], 4)
+        for model in ("lstm-2", "transformer"):
+            assert connected.generate(model, [5, 6], max_tokens=4).tokens == _reference(model, [5, 6], 4)
 
 
-def _reference(prompt: list[int], count: int) -> tuple[int, ...]:
+def _reference(model: str, prompt: list[int], count: int) -> tuple[int, ...]:
     from statewise.sampling import GREEDY
 
-    (row,), _ = reference_decoder("lstm-2").generate([np.array(prompt)], [GREEDY], count)
+    (row,), _ = reference_decoder(model).generate([np.array(prompt)], [GREEDY], count)
     return tuple(row.tolist())
 
 
-def test_requests_together_get_what_each_gets_alone(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("models", [("gru-text", "transformer"), ("lstm-2", "transformer")], ids="+".join)
+def test_requests_together_get_what_each_gets_alone(repository: Path, tmp_path: Path, models: tuple[str, ...]) -> None:
     """64 ragged requests to two families: bit for bit the tokens and log-probabilities that each gets alone."""
     rng = np.random.default_rng(1)
     requests = [
         {
-            "model": ("lstm-2", "transformer")[index % 2],
-            "prompt": rng.integers(0, 300, int(rng.integers(1, 300))).tolist(),
+            "model": models[index % len(models)],
+            "prompt": rng.integers(2, 250, int(rng.integers(1, 300))).tolist(),
             "max_tokens": int(rng.integers(1, 40)),
             "temperature": float(index % 3) / 2,
             "top_p": 0.9 if index % 2 else 1.0,
@@ -72,10 +74,10 @@ def test_requests_together_get_what_each_gets_alone(repository: Path, tmp_path: 
 
     def ask(request: dict[str, object]) -> tuple[object, ...]:
         answer: Generation = client.generate(**request)  # type: ignore[arg-type]
-        return answer.tokens, answer.log_probabilities, answer.finish_reason, answer.usage.completion_tokens
+        return answer.tokens, answer.text, answer.log_probabilities, answer.finish_reason
 
     with serving(repository, tmp_path, "--max-rows", "16") as server, Client(server.address, timeout=60) as client:
-        with ThreadPoolExecutor(16) as pool:
+        with ThreadPoolExecutor(32) as pool:
             together = list(pool.map(ask, requests))
         alone = [ask(request) for request in requests]
 
@@ -115,6 +117,10 @@ def test_a_series_goes_on_as_vectors(client: Client) -> None:
         ("lstm-2", [5, 300], {}, InvalidRequestError, "vocabulary"),
         ("lstm-2", [-1], {}, InvalidRequestError, "vocabulary"),
         ("lstm-2", [1] * 65_537, {}, InvalidRequestError, "65536"),
+        ("transformer", [5] * 401, {}, InvalidRequestError, "the prompt has 401 items, .* at most 400"),
+        ("transformer", [5] * 400, {}, InvalidRequestError, "1 after a prompt of 400 items exceed the model's 400"),
+        ("transformer", [5] * 300, {"max_tokens": 101}, InvalidRequestError, "max_tokens: 101 after a prompt of 300"),
+        ("transformer", [5], {"max_tokens": 401}, InvalidRequestError, r"max_tokens: must lie in \[1, 400\]"),
         ("lstm-2", [5], {"max_tokens": 0}, InvalidRequestError, "max_tokens"),
         ("lstm-2", [5], {"max_tokens": 65_537}, InvalidRequestError, "max_tokens"),
         ("lstm-2", [5], {"temperature": float("nan")}, InvalidRequestError, "temperature"),

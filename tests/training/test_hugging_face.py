@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,13 @@ def decoder_of(checkpoint: Checkpoint) -> ReferenceDecoder:
 
 
 @torch.inference_mode()
+def logits_of_transformers(folder: Path, row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits at every position, `[time, vocabulary]`."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    return model(torch.from_numpy(row)[None]).logits[0].numpy()
+
+
+@torch.inference_mode()
 def continued_by_transformers(folder: Path, prompt: np.ndarray[Any, Any]) -> list[int]:
     """Tokens of greedy decoding by transformers, over its own cache; the end token does not end it."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -142,32 +151,38 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
     ours = decoder.outputs(rows)
     (tokens,), _ = decoder.generate([prompt_of(17)], [GREEDY], STEPS)
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(folders[name])
     for row, logits in zip(rows, ours, strict=True):
-        with torch.inference_mode():
-            theirs = model(torch.from_numpy(row)[None]).logits[0].numpy()
-        np.testing.assert_allclose(logits, theirs, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(logits, logits_of_transformers(folders[name], row), atol=1e-4, rtol=0)
     assert len(set(tokens.tolist())) > 10, "a model that repeats itself proves little"
     assert tokens.tolist() == continued_by_transformers(folders[name], prompt_of(17))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_the_served_model_decodes_as_transformers_does(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    """Imported, exported with a certificate and run by the engine: the same 128 greedy tokens."""
+    """Imported, exported with a certificate and served: logits within 1e-4 and the same 128 greedy tokens."""
+    from export.driver import RuntimeDecoder
     from export.pipeline import export_checkpoint
     from server.engine import Engine, EngineSettings, GenerationRequest
     from server.engine.queue_channel import run_all
+    from server.runtime.runner import Runner
     from statewise.bundle import open_bundle
 
     exported = export_checkpoint(imported(folders[name], tmp_path / "out"), tmp_path / "models")
     assert exported.folder is not None, exported.certificate
-    engine = Engine.load(open_bundle(exported.folder), "cpu-float32", EngineSettings(max_rows=2, intra_op_threads=1))
+    bundle = open_bundle(exported.folder)
+    rows = [prompt_of(length) for length in (1, 2, 63, 64, 65, 191)]
+    runner = Runner.load(bundle, "cpu-float32", max_rows=len(rows), intra_op_threads=1)
+    outputs = RuntimeDecoder(runner).prefill(rows, [GREEDY] * len(rows), 16).outputs
+    engine = Engine.load(bundle, "cpu-float32", EngineSettings(max_rows=2, intra_op_threads=1))
     engine.start()
     try:
         (output,) = run_all(engine, [GenerationRequest(prompt_of(17), GREEDY, STEPS)])
     finally:
         engine.close()
 
+    for row, logits in zip(rows, outputs, strict=True):
+        theirs = logits_of_transformers(folders[name], row)
+        np.testing.assert_allclose(np.stack([*logits.values()]), theirs[[*logits]], atol=1e-4, rtol=0)
     assert list(output.items) == continued_by_transformers(folders[name], prompt_of(17))
 
 
@@ -251,6 +266,8 @@ def test_positions_can_be_cut(folders: dict[str, Path], tmp_path: Path) -> None:
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": "wide"}, r"hidden_size: .*got 'wide'"),
         ({"hidden_size": 10**15, "head_dim": None}, "sizes that no tensor can have"),
+        ({"max_position_embeddings": 10**12}, r"max_positions: .*less than or equal to 1048576 \(got 1000000000000\)"),
+        ({"head_dim": 12}, "multiple of 8, got 12"),
         ({"num_key_value_heads": 3}, "num_heads 8 is no multiple of num_key_value_heads 3"),
         ({"eos_token_id": 200}, "eos_token_id 200 is not in the vocabulary"),
         ({"model_type": "gpt2"}, "n_positions: Field required"),
@@ -293,6 +310,15 @@ def test_tensors_that_do_not_fit_are_listed(llama: Path, tmp_path: Path) -> None
     assert "missing: model.norm.weight" in str(caught.value)
     assert "not part of this model: score.weight" in str(caught.value)
     assert f"{key} has shape [64, 16], expected [16, 64]" in str(caught.value)
+
+
+def test_weights_in_eight_bits_are_refused(llama: Path, tmp_path: Path) -> None:
+    """Numbers that mean nothing without their scales are refused by their type."""
+    key = "model.layers.1.mlp.up_proj.weight"
+    change_tensors(llama, {key: torch.ones(144, 64).to(torch.float8_e4m3fn)})
+
+    with pytest.raises(ConfigError, match=r"layers\.1\.up\.weight holds torch\.float8_e4m3fn, expected torch\.float32"):
+        import_checkpoint(llama, tmp_path / "out")
 
 
 def test_a_joint_matrix_of_another_shape_is_shown_as_the_file_has_it(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -368,6 +394,20 @@ def test_a_folder_whose_name_no_model_can_have_needs_a_name(tmp_path: Path) -> N
     """The folder's name is the model's, unless one is given."""
     with pytest.raises(ConfigError, match=r"--name 'my model': .*give another"):
         import_checkpoint(tmp_path / "my model", tmp_path / "out")
+
+
+def test_the_program_refuses_a_pickle_with_exit_code_2(llama: Path, tmp_path: Path) -> None:
+    """As a process of its own: one readable message on stderr, nothing on stdout, nothing written."""
+    (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
+    command = [sys.executable, "-m", "statewise", "import", str(llama), "--output", str(tmp_path / "out")]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert "pickles (pytorch_model.bin)" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_tells_what_it_imported(folders: dict[str, Path], tmp_path: Path) -> None:

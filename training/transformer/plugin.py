@@ -20,7 +20,7 @@ class TransformerConfig(PluginConfig):
     """Token input: number of token ids. Filled in from the tokenizer."""
     features: int | None = Field(default=None, ge=1)
     """Real-vector input: numbers per item. Filled in from the data."""
-    max_positions: int = Field(default=512, ge=2)
+    max_positions: int = Field(default=512, ge=2, le=1 << 20)
     """Longest sequence, prompt and output together."""
     hidden_size: int = Field(default=256, ge=1)
     num_layers: int = Field(default=4, ge=1, le=256)
@@ -29,7 +29,7 @@ class TransformerConfig(PluginConfig):
     num_key_value_heads: int | None = Field(default=None, ge=1)
     """Key/value heads, each shared by a group of query heads (Ainslie et al. 2023); `num_heads` where absent."""
     head_size: int | None = Field(default=None, ge=1)
-    """Width of a head; `hidden_size / num_heads` where absent."""
+    """Width of a head, a multiple of 8; `hidden_size / num_heads` where absent."""
     feed_forward_size: int | None = Field(default=None, ge=1)
     """Width of the feed-forward layer; four times `hidden_size` where absent."""
     activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"
@@ -55,8 +55,11 @@ class TransformerConfig(PluginConfig):
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}")
         if self.num_heads % self.key_value_heads:
             raise ValueError(f"num_heads {self.num_heads} is no multiple of num_key_value_heads {self.key_value_heads}")
-        if self.positions == "rotary" and self.head_width % 2:
-            raise ValueError(f"rotary positions need an even head size, got {self.head_width}")
+        if self.head_width % 8:
+            raise ValueError(
+                f"ONNX Runtime's attention needs a head size that is a multiple of 8, got {self.head_width}; "
+                "change hidden_size or num_heads, or set head_size"
+            )
         return self
 
     @property

@@ -1,19 +1,23 @@
-"""The engine with real graphs: what a request gets does not depend on its company."""
+"""The engine with real graphs: what a request gets, what is refused, and what a fault leaves behind."""
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from server.engine import Engine, GenerationRequest
+from server.engine import Engine, GenerationRequest, Stream
 from server.engine.queue_channel import QueueChannel, run_all
+from server.engine.request import Delta
+from server.runtime.runner import Runner
 from statewise.errors import (
     CancelledError,
     DeadlineExceededError,
+    InternalError,
     InvalidRequestError,
     OverloadedError,
     UnavailableError,
@@ -22,54 +26,6 @@ from statewise.sampling import GREEDY, SamplingParams
 from tests.models import END, reference_decoder
 
 EngineOf = Callable[..., Engine]
-
-
-def ragged_requests(count: int, vocabulary_size: int, seed: int = 0) -> list[GenerationRequest]:
-    """Requests of every kind: greedy, sampled, restricted, penalized, biased, with log-probabilities."""
-    rng = np.random.default_rng(seed)
-    kinds = [
-        GREEDY,
-        SamplingParams(seed=1),
-        SamplingParams(seed=2, temperature=0.8, top_k=5),
-        SamplingParams(seed=3, top_p=0.8),
-        SamplingParams(seed=4, min_p=0.1, temperature=1.4),
-        SamplingParams(seed=5, repetition_penalty=1.2, frequency_penalty=0.5),
-        SamplingParams(seed=6, logit_bias={3: 4.0, 7: -100.0}),
-    ]
-    return [
-        GenerationRequest(
-            prompt=rng.integers(2, vocabulary_size, int(rng.integers(1, 150))),
-            sampling=kinds[index % len(kinds)],
-            max_tokens=int(rng.integers(1, 60)),
-            end_token=END if index % 3 else None,
-            log_probabilities=int(rng.integers(-1, 4)),
-        )
-        for index in range(count)
-    ]
-
-
-@pytest.mark.parametrize("name", ["lstm-2", "gru-text", "rnn-1", "transformer"])
-def test_a_request_gets_bit_for_bit_the_same_alone_and_among_64(engine_of: EngineOf, name: str) -> None:
-    """64 ragged requests together on 16 rows give the tokens and log-probabilities that each gives alone."""
-    crowded = engine_of(name, max_rows=16, prefill_chunk=32, token_budget=200)
-    alone = engine_of(name, max_rows=1, prefill_chunk=32)
-    requests = ragged_requests(64, crowded.manifest.model.input.vocabulary_size)
-
-    together = run_all(crowded, requests)
-    separate = [run_all(alone, [request])[0] for request in requests]
-
-    assert together == separate
-    assert crowded.num_running == 0
-
-
-def test_prompts_read_beside_decoding_rows_change_nothing(engine_of: EngineOf) -> None:
-    """With and without mixed steps all requests get the same, bit for bit, and the mixed engine takes fewer runs."""
-    requests = ragged_requests(40, 300, seed=3)
-    mixed, separate = (engine_of("transformer", max_rows=4, prefill_chunk=16, mixed_steps=on) for on in (True, False))
-
-    assert run_all(mixed, requests) == run_all(separate, requests)
-    assert mixed.stats.num_mixed_steps > 20
-    assert separate.stats.num_mixed_steps == 0
 
 
 @pytest.mark.parametrize("name", ["lstm-2", "gru-text", "rnn-1", "transformer"])
@@ -222,16 +178,70 @@ def test_a_deadline_ends_waiting_and_running_requests(engine_of: EngineOf) -> No
     assert last[queued].items == []
 
 
-def test_a_step_that_raises_fails_its_batch_only(engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a failed run the loop lives, the rows are free, and the next request is served."""
-    engine = engine_of("lstm-2", max_rows=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(engine._runner, "step", lambda *_, **__: 1 / 0)
-        (failed,) = run_all(engine, [GenerationRequest(np.array([5]), GREEDY, 5)])
+@pytest.mark.parametrize("name", ["lstm-2", "transformer"])
+def test_a_step_that_raises_fails_its_batch_only(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The batch of a failed run gets InternalError; who waited, and who comes later, gets what it always gets."""
+    engine = engine_of(name, max_rows=2)
+    request = GenerationRequest(np.array([5, 6, 7]), GREEDY, 9, log_probabilities=2)
+    expected = run_all(engine, [request])
+    healthy = Runner._run
+    healthy_runs = iter([True, False])
 
-    assert "ZeroDivisionError" in str(failed.error)
-    assert engine.num_running == 0
-    assert run_all(engine, [GenerationRequest(np.array([5]), GREEDY, 5)])[0].finish_reason == "length"
+    def run(runner: Runner, *arguments: Any, **named: Any) -> Any:
+        # The second run of the batch fails, the first having written state.
+        return healthy(runner, *arguments, **named) if next(healthy_runs, True) else 1 / 0
+
+    monkeypatch.setattr(Runner, "_run", run)
+    *failed, waited = run_all(engine, [request] * 3)
+
+    assert [type(output.error) for output in failed] == [InternalError] * 2
+    assert "ZeroDivisionError" in str(failed[0].error)
+    assert [waited] == expected == run_all(engine, [request])
+    assert engine.is_healthy
+    assert engine.num_running == engine.num_waiting == 0
+
+
+class GapChannel(QueueChannel):
+    """Notes, whenever a stream gains items, how many prompt items the engine had read by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine: Engine | None = None
+        self.prompt_items_read: dict[Stream, list[int]] = defaultdict(list)
+
+    def deliver(self, news: list[tuple[Stream, Delta]]) -> None:
+        assert self.engine is not None
+        for stream, delta in news:
+            if delta.items:
+                self.prompt_items_read[stream].append(self.engine.stats.num_prompt_items)
+        super().deliver(news)
+
+    def largest_gap(self, stream: Stream) -> int:
+        """Most prompt items read between two deliveries to the stream."""
+        return int(np.diff(self.prompt_items_read[stream]).max())
+
+
+@pytest.mark.parametrize(("chunk", "budget"), [(16, 16), (16, 40), (512, 512)])
+@pytest.mark.parametrize("name", ["lstm-2", "transformer"])
+def test_long_prompts_hold_up_running_streams_by_one_budget(
+    engine_of: EngineOf, name: str, chunk: int, budget: int
+) -> None:
+    """Between two items of a running stream no more prompt items are read than the budget; a large one shows it."""
+    engine = engine_of(name, max_rows=8, prefill_chunk=chunk, token_budget=budget, decode_ms=0.01)
+    channel = GapChannel()
+    channel.engine = engine
+    running = [engine.submit(GenerationRequest(np.array([5]), GREEDY, 300), channel) for _ in range(5)]
+    while len(channel.prompt_items_read) < len(running):
+        time.sleep(0.001)
+    longest = [engine.submit(GenerationRequest(np.zeros(380, np.int64), GREEDY, 2), channel) for _ in range(2)]
+    ended = _last_deltas(channel, len(running) + len(longest))
+
+    assert {ended[stream].finish_reason for stream in (*running, *longest)} == {"length"}
+    gaps = [channel.largest_gap(stream) for stream in running]
+    assert max(gaps) <= budget
+    assert max(gaps) >= min(380, chunk)
 
 
 def test_draining_completes_what_runs_and_refuses_the_rest(engine_of: EngineOf) -> None:

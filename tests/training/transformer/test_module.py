@@ -16,7 +16,7 @@ from training.state import zero_state
 from training.transformer.positions import rotary_table, rotate, sinusoidal_table
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "rotary, grouped heads": {"num_heads": 8, "num_key_value_heads": 2},
+    "rotary, grouped heads": {"num_heads": 8, "num_key_value_heads": 2, "head_size": 8},
     "learned, tied": {"positions": "learned", "tied_embeddings": True, "activation": "gelu_tanh"},
     "sinusoidal, post-norm": {"positions": "sinusoidal", "norm_position": "post", "activation": "relu"},
     "none, Llama's layers": {"positions": "none", "norm": "rms_norm", "activation": "swiglu", "bias": False},
@@ -132,7 +132,8 @@ def test_sinusoids_are_those_of_the_paper() -> None:
     [
         ({"num_heads": 5}, "no multiple of num_heads"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
-        ({"head_size": 7}, "even head size"),
+        ({"head_size": 20}, "multiple of 8, got 20"),
+        ({"num_heads": 8, "hidden_size": 32}, "multiple of 8, got 4; change hidden_size or num_heads"),
         ({"features": 3}, "exactly one"),
         ({"activation": "tanh"}, "activation"),
     ],
