@@ -6,16 +6,17 @@ needs, so a row's token does not depend on who shares its batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from export.builder import GraphBuilder
-from statewise.sampling import BLOCK
+from statewise.sampling import GRID, HEAD, NUM_GROUPS
 
-NUM_CANDIDATES = 128
-"""Most probable tokens looked at first where a row restricts its choice; all of them where these do not suffice."""
+BLOCK = 128
+"""Tokens summed at once: a running sum over a whole vocabulary is slow."""
 
 
 class SamplerInputs(NamedTuple):
@@ -109,10 +110,7 @@ def _adjust(op: GraphBuilder, logits: str) -> str:
 
 def _draw(op: GraphBuilder, logits: str, temperature: str, is_greedy: str, uniform: str, vocabulary_size: int) -> str:
     """Draw a token for every row by inverse CDF."""
-    divisor = op.Where(is_greedy, op.constant(1, np.float32), temperature)
-    scaled = op.Div(logits, op.Unsqueeze(divisor, op.constant([1])))
-    # Softmax works row by row; Exp and Log run over the whole batch, and round by an element's place in it.
-    weights = _Weights(op, scaled, op.Softmax(scaled, axis=1), vocabulary_size)
+    row = _Row(op, logits, op.Where(is_greedy, op.constant(1, np.float32), temperature), uniform, vocabulary_size)
     restricts = op.Or(
         op.Greater(INPUTS.top_k, op.constant(0)),
         op.Or(
@@ -125,95 +123,182 @@ def _draw(op: GraphBuilder, logits: str, temperature: str, is_greedy: str, unifo
     nothing = op.ConstantOfShape(op.Shape(uniform), value=_int64_zero())
     (restricted,) = op.when(
         _any(op, needs_order),
-        lambda inner: [_draw_restricted(inner, weights, needs_order, uniform)],
+        lambda inner: [_draw_restricted(inner, row, needs_order)],
         lambda _: [nothing],
     )
     (unrestricted,) = op.when(
         _any(op, needs_none),
-        lambda inner: [_draw_unrestricted(inner, weights, uniform)],
+        lambda inner: [row.blocks.draw(inner, inner.Mul(row.uniform, row.blocks.total))],
         lambda _: [nothing],
     )
     return op.Where(restricts, restricted, unrestricted)
 
 
-class _Weights:
-    """Probabilities after temperature, and their sums by block, in the order of additions that the rules state."""
+class _Row:
+    """Logits and weights after temperature, `[row, vocabulary]` padded to whole blocks, and uniform numbers."""
 
-    def __init__(self, op: GraphBuilder, scaled: str, values: str, vocabulary_size: int) -> None:
-        self.scaled = scaled
-        self.values = values
+    def __init__(self, op: GraphBuilder, logits: str, divisor: str, uniform: str, vocabulary_size: int) -> None:
+        padding = op.constant([0, 0, 0, -vocabulary_size % BLOCK])
+        scaled = op.Div(logits, op.Unsqueeze(divisor, op.constant([1])))
+        self.scaled = op.Pad(scaled, padding, op.constant(-np.inf, np.float32)) if vocabulary_size % BLOCK else scaled
+        # Softmax works row by row; Exp and Log run over the whole batch, and round by an element's place in it.
+        self.weights = op.Softmax(self.scaled, axis=1)
+        self.blocks = _Blocks(op, op.Reshape(self.weights, op.constant([0, -1, BLOCK])))
+        self.uniform = _double(op, op.Unsqueeze(uniform, op.constant([1])))
         self.vocabulary_size = vocabulary_size
-        padding = -vocabulary_size % BLOCK
-        padded = op.Pad(values, op.constant([0, 0, 0, padding])) if padding else values
-        self.blocks = op.Reshape(padded, op.constant([0, -1, BLOCK]))
-        self.sums = op.ReduceSum(self.blocks, op.constant([2]), keepdims=0)
-        self.ends = op.CumSum(_double(op, self.sums), op.constant(1))
+
+
+class _Blocks:
+    """Values `[row, block, BLOCK]` and their sums; running sums are float64, in which no token is lost to rounding."""
+
+    def __init__(self, op: GraphBuilder, values: str) -> None:
+        self.values = values
+        self.sums = _double(op, op.ReduceSum(values, op.constant([2]), keepdims=0))
+        self.ends = op.CumSum(self.sums, op.constant(1))
         self.total = _last(op, self.ends)
 
+    def draw(self, op: GraphBuilder, target: str) -> str:
+        """The first token `[row]` at which the running sum exceeds the target: first its block, then inside it."""
+        block = _inverse_cdf(op, self.ends, target)
+        before = op.Sub(op.GatherElements(self.ends, block, axis=1), op.GatherElements(self.sums, block, axis=1))
+        chosen = op.GatherND(self.values, block, batch_dims=1)
+        index = _inverse_cdf(op, op.CumSum(_double(op, chosen), op.constant(1)), op.Sub(target, before))
+        return op.Squeeze(op.Add(op.Mul(block, op.constant(BLOCK)), index), op.constant([1]))
 
-def _draw_restricted(op: GraphBuilder, weights: _Weights, needs_order: str, uniform: str) -> str:
-    """Draw among the most probable tokens, falling back on all of them where a row keeps more than that."""
-    num_candidates = min(NUM_CANDIDATES, weights.vocabulary_size)
-    token, decided = _draw_among(op, weights, uniform, num_candidates)
-    if num_candidates == weights.vocabulary_size:
-        return token
+
+def _draw_restricted(op: GraphBuilder, row: _Row, needs_order: str) -> str:
+    """Draw among the tokens of the head, and behind it where a row keeps more than that."""
+    head = _Head(op, row)
+    top_k = op.Min(op.Unsqueeze(INPUTS.top_k, op.constant([1])), op.constant(row.vocabulary_size))
+    limits_k = op.Greater(top_k, op.constant(0))
+    k = op.Where(limits_k, op.Min(top_k, op.constant(HEAD)), op.constant(HEAD))
+    is_long = op.Greater(top_k, op.constant(HEAD))
+    (mass_of_more,) = op.when(
+        _any(op, is_long),
+        lambda inner: [_Tail(inner, row, head).mass_of_top(inner, top_k)],
+        lambda _: [row.blocks.total],
+    )
+    mass_of_k = op.Where(op.And(limits_k, op.Not(is_long)), _at(op, head.ends, k), row.blocks.total)
+    share = op.Mul(_double(op, _column(op, 1)), op.Where(is_long, mass_of_more, mass_of_k))
+    least = op.Mul(_column(op, 2), _first(op, head.weights))
+
+    before = op.Sub(head.ends, _double(op, head.weights))
+    inside = op.And(op.Less(before, share), op.Less(op.constant(np.arange(HEAD)[None]), k))
+    kept = op.Max(_count(op, op.And(inside, op.GreaterOrEqual(head.weights, least))), op.constant([[1]]))
+    target = op.Mul(row.uniform, _at(op, head.ends, kept))
+    token = op.Squeeze(_take(op, head.order, _inverse_cdf(op, head.ends, target)), op.constant([1]))
+
+    fits = op.Or(op.Less(kept, op.constant(HEAD)), op.LessOrEqual(share, head.mass))
+    goes_on = op.And(op.Not(op.Squeeze(fits, op.constant([1]))), needs_order)
     (token,) = op.when(
-        _all(op, op.Or(decided, op.Not(needs_order))),
+        _any(op, goes_on),
+        lambda inner: [inner.Where(goes_on, _draw_beyond(inner, row, head, share, least), token)],
         lambda _: [token],
-        lambda inner: [_draw_among(inner, weights, uniform, weights.vocabulary_size)[0]],
     )
     return token
 
 
-def _draw_among(op: GraphBuilder, weights: _Weights, uniform: str, num_candidates: int) -> tuple[str, str]:
-    """The token drawn among the first `num_candidates`, and whether all tokens that the row keeps are among them.
-
-    Sums run from the most probable token down, so more candidates do not change the result of a row that is decided.
-    """
-    size = op.constant(num_candidates)
-    _, order = op.node("TopK", [weights.scaled, op.constant([num_candidates])], 2, axis=1)
-    candidates = op.GatherElements(weights.values, order, axis=1)
-    masses = _double(op, candidates)
-    cumulative = op.CumSum(masses, op.constant(1))
-    rank = op.constant(np.arange(num_candidates)[None])
-
-    limits_k = op.Greater(INPUTS.top_k, op.constant(0))
-    k = op.Unsqueeze(op.Where(limits_k, op.Min(INPUTS.top_k, size), size), op.constant([1]))
-    mass_of_k = op.GatherElements(cumulative, op.Sub(k, op.constant(1)), axis=1)
-    mass = op.Where(op.Unsqueeze(limits_k, op.constant([1])), mass_of_k, weights.total)
-    top_p, min_p = _column(op, 1), _column(op, 2)
-    before = op.Sub(cumulative, masses)
-    inside_p = op.Or(
-        op.GreaterOrEqual(top_p, op.constant(1, np.float32)), op.Less(before, op.Mul(_double(op, top_p), mass))
-    )
-    most = op.Slice(candidates, op.constant([0]), op.constant([1]), op.constant([1]))
-    keep = op.And(op.And(op.Less(rank, k), inside_p), op.GreaterOrEqual(candidates, op.Mul(min_p, most)))
-    kept = op.Max(_count(op, keep), op.constant([[1]]))
-    mass_kept = op.GatherElements(cumulative, op.Sub(kept, op.constant(1)), axis=1)
-    target = op.Mul(_double(op, op.Unsqueeze(uniform, op.constant([1]))), mass_kept)
-    drawn = _inverse_cdf(op, cumulative, target, mass_kept)
-    token = op.Squeeze(op.GatherElements(order, drawn, axis=1), op.constant([1]))
-    within = op.And(limits_k, op.LessOrEqual(INPUTS.top_k, size))
-    decided = op.Or(op.Squeeze(op.Less(kept, size), op.constant([1])), within)
-    return token, decided
+def _draw_beyond(op: GraphBuilder, row: _Row, head: _Head, share: str, least: str) -> str:
+    """Draw for rows that keep the whole head, and more."""
+    tail = _Tail(op, row, head)
+    mass = op.Min(share, tail.mass_of_at_least(op, least))
+    target = op.Mul(row.uniform, op.Max(mass, head.mass))
+    in_head = _take(op, head.order, _inverse_cdf(op, head.ends, target))
+    is_head = op.Squeeze(op.Less(target, head.mass), op.constant([1]))
+    return op.Where(is_head, op.Squeeze(in_head, op.constant([1])), tail.draw(op, target))
 
 
-def _draw_unrestricted(op: GraphBuilder, weights: _Weights, uniform: str) -> str:
-    """Draw in vocabulary order: first a block by the blocks' sums, then inside it."""
-    target = op.Mul(_double(op, op.Unsqueeze(uniform, op.constant([1]))), weights.total)
-    block = _inverse_cdf(op, weights.ends, target, weights.total)
-    before = op.Sub(
-        op.GatherElements(weights.ends, block, axis=1), _double(op, op.GatherElements(weights.sums, block, axis=1))
-    )
-    chosen = op.GatherND(weights.blocks, block, batch_dims=1)
-    inside = op.Add(op.CumSum(_double(op, chosen), op.constant(1)), before)
-    index = _inverse_cdf(op, inside, target, _last(op, inside))
-    return op.Squeeze(op.Add(op.Mul(block, op.constant(BLOCK)), index), op.constant([1]))
+class _Head:
+    """The most probable tokens `[row, HEAD]`, in order."""
+
+    def __init__(self, op: GraphBuilder, row: _Row) -> None:
+        scaled, self.order = op.node("TopK", [row.scaled, op.constant([HEAD])], 2, axis=1)
+        self.last = _last(op, scaled)
+        self.weights = op.GatherElements(row.weights, self.order, axis=1)
+        self.ends = op.CumSum(_double(op, self.weights), op.constant(1))
+        self.mass = _last(op, self.ends)
 
 
-def _inverse_cdf(op: GraphBuilder, cumulative: str, target: str, end: str) -> str:
-    passed = _count(op, op.LessOrEqual(cumulative, target))
-    return op.Min(passed, _count(op, op.Less(cumulative, end)))
+class _Tail:
+    """The tokens behind the head, in groups of about equal probability."""
+
+    def __init__(self, op: GraphBuilder, row: _Row, head: _Head) -> None:
+        self._head = head
+        self._vocabulary_size = row.vocabulary_size
+        nothing = op.Mul(head.weights, op.constant(0, np.float32))
+        weights = op.ScatterElements(row.weights, head.order, nothing, axis=1)
+        self._weights, self._scaled = (
+            op.Reshape(values, op.constant([0, -1, BLOCK])) for values in (weights, row.scaled)
+        )
+
+    def mass_of_at_least(self, op: GraphBuilder, least: str) -> str:
+        """Sum of the head's weights, and of the tail's that are not below `least`."""
+        return self._mass(op, op.GreaterOrEqual(self._weights, op.Unsqueeze(least, op.constant([2]))))
+
+    def mass_of_top(self, op: GraphBuilder, k: str) -> str:
+        """Sum of the k largest weights; inside a group, each token counts for the group's mean."""
+        k = _double(op, k)
+        group = self._search(op, self._count, k)
+        following = op.Add(group, op.constant(1, np.float32))
+        first, mass = self._count(op, self._above(op, group)), self._mass(op, self._above(op, group))
+        is_last = op.GreaterOrEqual(following, op.constant(NUM_GROUPS, np.float32))
+        end = op.Where(
+            is_last, op.constant(self._vocabulary_size, np.float64), self._count(op, self._above(op, following))
+        )
+        size = op.Max(op.Sub(end, first), op.constant(1, np.float64))
+        group_mass = op.Sub(self._mass(op, self._above(op, following)), mass)
+        return op.Add(mass, op.Mul(op.Div(op.Sub(k, first), size), group_mass))
+
+    def draw(self, op: GraphBuilder, target: str) -> str:
+        """The token `[row]` at which the running sum, head first, exceeds the target."""
+        group = self._search(op, self._mass, target)
+        above = self._above(op, group)
+        following = self._above(op, op.Add(group, op.constant(1, np.float32)))
+        inside = op.Cast(op.And(following, op.Not(above)), to=TensorProto.FLOAT)
+        return _Blocks(op, op.Mul(self._weights, inside)).draw(op, op.Sub(target, self._mass(op, above)))
+
+    def _search(self, op: GraphBuilder, measure: Callable[[GraphBuilder, str], str], target: str) -> str:
+        """The last group, `[row, 1]`, before which there is no more than the target."""
+        group = op.constant([[0]], np.float32)
+        for bit in reversed(range(NUM_GROUPS.bit_length() - 1)):
+            later = op.Add(group, op.constant(2**bit, np.float32))
+            group = op.Where(op.LessOrEqual(measure(op, self._above(op, later)), target), later, group)
+        return group
+
+    def _above(self, op: GraphBuilder, group: str) -> str:
+        """Which logits `[row, block, BLOCK]` lie above the group; behind the last group there is nothing."""
+        end = op.Sub(self._head.last, op.Mul(group, op.constant(GRID, np.float32)))
+        is_group = op.Less(group, op.constant(NUM_GROUPS, np.float32))
+        end = op.Where(is_group, end, op.constant(-np.inf, np.float32))
+        return op.Greater(self._scaled, op.Unsqueeze(end, op.constant([2])))
+
+    def _mass(self, op: GraphBuilder, flags: str) -> str:
+        weights = op.Mul(self._weights, op.Cast(flags, to=TensorProto.FLOAT))
+        sums = _double(op, op.ReduceSum(weights, op.constant([2]), keepdims=0))
+        return op.Add(self._head.mass, op.ReduceSum(sums, op.constant([1])))
+
+    def _count(self, op: GraphBuilder, flags: str) -> str:
+        # float32 counts exactly up to 2**24. Ties with the head's last may be above no group.
+        count = op.ReduceSum(op.Cast(flags, to=TensorProto.FLOAT), op.constant([1, 2]), keepdims=0)
+        return _double(op, op.Unsqueeze(op.Max(count, op.constant(HEAD, np.float32)), op.constant([1])))
+
+
+def _inverse_cdf(op: GraphBuilder, ends: str, target: str) -> str:
+    """First index whose end exceeds the target; where rounding hides it, the last with any weight."""
+    passed = _count(op, op.LessOrEqual(ends, target))
+    return op.Min(passed, _count(op, op.Less(ends, _last(op, ends))))
+
+
+def _at(op: GraphBuilder, ends: str, count: str) -> str:
+    return _take(op, ends, op.Sub(count, op.constant(1)))
+
+
+def _take(op: GraphBuilder, values: str, index: str) -> str:
+    return op.GatherElements(values, index, axis=1)
+
+
+def _first(op: GraphBuilder, values: str) -> str:
+    return op.Slice(values, op.constant([0]), op.constant([1]), op.constant([1]))
 
 
 def _double(op: GraphBuilder, values: str) -> str:
