@@ -8,7 +8,6 @@ all of them.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -99,7 +98,8 @@ def _step(scratch: Path, rows: int, vocabulary: int, layers: int, threads: int, 
     config = plugin.config_class.model_validate(
         {
             "vocabulary_size": vocabulary, "hidden_size": 768, "num_layers": layers, "num_heads": 12,
-            "max_positions": POSITIONS + rounds + 1, "positions": "learned", "activation": "gelu_tanh", "tied_embeddings": True,
+            "max_positions": POSITIONS + rounds + 1, "positions": "learned", "activation": "gelu_tanh",
+            "tied_embeddings": True,
         }
     )  # fmt: skip
     torch.manual_seed(0)

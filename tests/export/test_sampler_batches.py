@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from export.sampler import BLOCK
+from export.draw import BLOCK
 from statewise.sampling import GREEDY, SamplingParams, log_softmax
 from tests.export.sampler_rows import LARGEST, Row, run
 

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as stn
 
 from statewise.errors import InvalidRequestError
 from statewise.sampling import (
-    HEAD,
     GREEDY,
+    HEAD,
     MAX_LOGIT_BIAS_ENTRIES,
     UNIFORM_BLOCK,
     FloatArray,
