@@ -108,7 +108,7 @@ def _draw_restricted(
 
     def beyond(inner: GraphBuilder, take: Take) -> str:
         tail = _Tail(inner, take(weights), _Head(*map(take, head)))
-        return tail.without_below(inner, take(least)).draw(inner, take(share), take(uniform))
+        return tail.draw(inner, take(share), take(least), take(uniform))
 
     goes_on = op.And(op.Equal(kept, op.constant(HEAD)), op.Greater(share, head.mass))
     return _in_rows(op, squeeze(op, op.And(goes_on, is_restricted)), token, beyond)
@@ -127,22 +127,19 @@ class _Tail:
         nothing = op.Mul(head.weights, op.constant(0, np.float32))
         self._weights = _by_block(op, op.ScatterElements(weights, head.order, nothing, axis=1))
 
-    def without_below(self, op: GraphBuilder, least: str) -> _Tail:
-        """Leave out tokens that weigh less than `least`."""
-        weights = self._weights
-        (self._weights,) = op.when(
+    def draw(self, op: GraphBuilder, share: str, least: str, uniform: str) -> str:
+        """Draw a token `[row]` that weighs no less than `least` from the part that is not more than the share."""
+        likely = op.GreaterOrEqual(self._weights, _over_blocks(op, least))
+        (mass,) = op.when(
             any_of(op, op.Greater(least, op.constant(0, np.float32))),
-            lambda inner: [_masked(inner, weights, inner.GreaterOrEqual(weights, _over_blocks(inner, least)))],
-            lambda _: [weights],
+            lambda inner: [inner.Add(self._head.mass, _total(inner, _masked(inner, self._weights, likely)))],
+            lambda inner: [self._mass_of_all(inner)],
         )
-        return self
-
-    def draw(self, op: GraphBuilder, share: str, uniform: str) -> str:
-        """Draw a token `[row]` from the part of the head and the tail that is not more than the share."""
-        target = op.Mul(uniform, op.Max(op.Min(share, self._mass_of_all(op)), self._head.mass))
+        target = op.Mul(uniform, op.Max(op.Min(share, mass), self._head.mass))
+        # The groups before the one in which `least` lies are whole.
         group, before = self._search(op, self._mass, self._head.mass, target)
         inside = op.And(self._above(op, op.Add(group, op.constant(1))), op.Not(self._above(op, group)))
-        blocks = _Blocks(op, _masked(op, self._weights, inside))
+        blocks = _Blocks(op, _masked(op, self._weights, op.And(inside, likely)))
         # Where rounding finds a group that holds nothing, the head's last token stands for it.
         exists = op.Greater(blocks.total, op.constant(0, np.float64))
         is_beyond = squeeze(op, op.And(op.GreaterOrEqual(target, self._head.mass), exists))
@@ -175,25 +172,26 @@ class _Tail:
             group, before = op.Where(is_before, later, group), op.Where(is_before, amount, before)
         return group, before
 
-    def _factor(self, op: GraphBuilder, group: str) -> str:
-        """How many times the group's upper end goes into the head's last weight; float32."""
-        # Above the first group there is nothing, above the end everything; rounding must not change that.
-        factors = np.array([0.5, *np.exp(GRID * np.arange(1, NUM_GROUPS)), np.inf])
-        return op.Gather(op.constant(factors, np.float32), group, axis=0)
-
-    def _above(self, op: GraphBuilder, group: str) -> str:
-        return op.Greater(self._weights, _over_blocks(op, op.Div(self._end, self._factor(op, group))))
-
     def _num_tokens(self, op: GraphBuilder, group: str) -> str:
         above = op.Cast(self._above(op, group), to=TensorProto.FLOAT)
         return op.Add(op.constant(HEAD, np.float64), _total(op, above))
 
     def _mass(self, op: GraphBuilder, group: str) -> str:
         """Sum of the head and of the groups before this one."""
-        # A comparison, a cast and a product would take twice as long.
-        scale = op.Div(self._factor(op, group), self._end)
+        # What `_above` tells; its comparison, a cast and a product would take twice as long.
+        scale = self._scale(op, group)
         above = op.ThresholdedRelu(op.Mul(self._weights, _over_blocks(op, scale)), alpha=1.0)
         return op.Add(self._head.mass, op.Div(_total(op, above), double(op, scale)))
+
+    def _above(self, op: GraphBuilder, group: str) -> str:
+        scaled = op.Mul(self._weights, _over_blocks(op, self._scale(op, group)))
+        return op.Greater(scaled, op.constant(1, np.float32))
+
+    def _scale(self, op: GraphBuilder, group: str) -> str:
+        """What makes weights above the group, and no others, larger than 1; a column."""
+        # Above the first group there is nothing, above the end everything; rounding must not change that.
+        factors = np.array([0.5, *np.exp(GRID * np.arange(1, NUM_GROUPS)), np.inf])
+        return op.Div(op.Gather(op.constant(factors, np.float32), group, axis=0), self._end)
 
     def _mass_of_all(self, op: GraphBuilder) -> str:
         return op.Add(self._head.mass, _total(op, self._weights))
