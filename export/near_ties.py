@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,24 +43,32 @@ def _interval(logits: NDArray[np.float32], params: SamplingParams, token: int, t
     if not params.restricts:
         before = weights[:token].sum()
         return float(before), float(before + weights[token])
-    falling = np.sort(scaled)[::-1]
-    weights = np.sort(weights)[::-1]
-    # Tokens whose logits are equal within the tolerance may stand in any order.
-    first = int(np.count_nonzero(scaled > scaled[token] + tolerance))
-    last = int(np.count_nonzero(scaled >= scaled[token] - tolerance))
-    kept = _num_kept(weights, params, tolerance)
-    if first >= kept or falling[min(kept, len(falling)) - 1] > scaled[token] + tolerance:
+    order = sampling.sort_tokens(scaled)
+    loosened = replace(params, top_p=min(params.top_p + tolerance, 1.0), min_p=max(params.min_p - tolerance, 0.0))
+    _, mass = sampling.restrict(scaled[order], weights[order], loosened)
+    weights[weights < loosened.min_p * weights.max()] = 0.0
+    before, until = (weights[tokens].sum() for tokens in _preceding(scaled, token, tolerance))
+    # The last token that is kept ends at the mass: one that begins there is excluded.
+    if before >= mass * (1 - 1e-9):
         return float("inf"), float("-inf")
-    mass = weights[:kept].sum()
-    return float(weights[:first].sum() / mass), float(weights[:last].sum() / mass)
+    return float(before / mass), float(until / mass)
 
 
-def _num_kept(weights: NDArray[np.float64], params: SamplingParams, tolerance: float) -> int:
-    """Tokens that the rules keep, at most, with limits moved by the tolerance; weights fall."""
-    kept = min(params.top_k or len(weights), len(weights))
-    before = (np.cumsum(weights) - weights) / (weights[:kept].sum() if params.top_k else 1.0)
-    if params.top_p < 1.0:
-        kept = min(kept, int(np.count_nonzero(before < params.top_p + tolerance)))
-    if params.min_p > 0.0:
-        kept = min(kept, int(np.count_nonzero(weights >= (params.min_p - tolerance) * weights[0])))
-    return max(kept, 1)
+def _preceding(scaled: NDArray[np.float64], token: int, tolerance: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Tokens that stand before `token` whatever the rounding; those, and itself, that may.
+
+    Both logits may move, and so may the head's last one, from which the groups are counted.
+    """
+    least, most = (_positions(scaled, shift) for shift in (-2 * tolerance, 2 * tolerance))
+    ids = np.arange(len(scaled))
+    surely = (most < least[token]) | ((most == least[token]) & (ids < token))
+    maybe = (least < most[token]) | ((least == most[token]) & (ids <= token))
+    return surely, maybe
+
+
+def _positions(scaled: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
+    """What tokens are sorted by, ties by id: the distance in nats from the head's last, a whole group behind it."""
+    last = np.sort(scaled)[::-1][: sampling.HEAD][-1]
+    distance: NDArray[np.float64] = last - scaled + shift
+    groups = np.floor(distance / sampling.GRID).clip(max=sampling.NUM_GROUPS - 1)
+    return np.where(distance <= 0, distance, sampling.GRID * (groups + 1))

@@ -12,10 +12,7 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from export.builder import GraphBuilder
-from statewise.sampling import BLOCK
-
-NUM_CANDIDATES = 128
-"""Most probable tokens looked at first where a row restricts its choice; all of them where these do not suffice."""
+from export.draw import Rules, add_draw, any_of
 
 
 class SamplerInputs(NamedTuple):
@@ -64,33 +61,25 @@ def add_sampler(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: in
 
 
 def _choose(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: int) -> str:
-    temperature = _parameter(op, 0)
+    temperature, one = _column(op, 0), op.constant([1])
     is_greedy = op.Equal(temperature, op.constant(0, np.float32))
-    greedy = op.ArgMax(logits, axis=1, keepdims=0)
+    is_drawn = op.Not(is_greedy)
+    nothing = op.ConstantOfShape(op.Shape(uniform), value=_int64_zero())
 
-    def sampled(inner: GraphBuilder) -> list[str]:
-        drawn = _draw(inner, logits, temperature, is_greedy, uniform, vocabulary_size)
-        return [inner.Where(is_greedy, greedy, drawn)]
+    def draw(inner: GraphBuilder) -> list[str]:
+        divisor = inner.Where(is_greedy, inner.constant(1, np.float32), temperature)
+        rules = Rules(divisor, inner.Unsqueeze(INPUTS.top_k, one), _column(inner, 1), _column(inner, 2))
+        return [add_draw(inner, logits, rules, is_drawn, inner.Unsqueeze(uniform, one), vocabulary_size)]
 
-    (token,) = op.when(_all(op, is_greedy), lambda _: [greedy], sampled)
-    return token
-
-
-def _parameter(op: GraphBuilder, index: int) -> str:
-    return op.Gather(INPUTS.parameters, op.constant(index), axis=1)
+    (drawn,) = op.when(any_of(op, is_drawn), draw, lambda _: [nothing])
+    (greedy,) = op.when(
+        any_of(op, is_greedy), lambda inner: [inner.ArgMax(logits, axis=1, keepdims=0)], lambda _: [nothing]
+    )
+    return op.Where(op.Squeeze(is_greedy, one), greedy, drawn)
 
 
 def _column(op: GraphBuilder, index: int) -> str:
-    return op.Unsqueeze(_parameter(op, index), op.constant([1]))
-
-
-def _all(op: GraphBuilder, flags: str) -> str:
-    # Through int32: booleans do not reduce.
-    return op.Cast(op.ReduceMin(op.Cast(flags, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)
-
-
-def _any(op: GraphBuilder, flags: str) -> str:
-    return op.Cast(op.ReduceMax(op.Cast(flags, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)
+    return op.Gather(INPUTS.parameters, op.constant([index]), axis=1)
 
 
 def _adjust(op: GraphBuilder, logits: str) -> str:
@@ -105,127 +94,6 @@ def _adjust(op: GraphBuilder, logits: str) -> str:
     values = op.Sub(values, op.Mul(presence, in_output))
     values = op.Sub(values, op.Mul(frequency, repeats))
     return op.ScatterElements(logits, INPUTS.adjust_ids, values, axis=1)
-
-
-def _draw(op: GraphBuilder, logits: str, temperature: str, is_greedy: str, uniform: str, vocabulary_size: int) -> str:
-    """Draw a token for every row by inverse CDF."""
-    divisor = op.Where(is_greedy, op.constant(1, np.float32), temperature)
-    scaled = op.Div(logits, op.Unsqueeze(divisor, op.constant([1])))
-    # Softmax works row by row; Exp and Log run over the whole batch, and round by an element's place in it.
-    weights = _Weights(op, scaled, op.Softmax(scaled, axis=1), vocabulary_size)
-    restricts = op.Or(
-        op.Greater(INPUTS.top_k, op.constant(0)),
-        op.Or(
-            op.Less(_parameter(op, 1), op.constant(1, np.float32)),
-            op.Greater(_parameter(op, 2), op.constant(0, np.float32)),
-        ),
-    )
-    needs_order = op.And(restricts, op.Not(is_greedy))
-    needs_none = op.Not(op.Or(restricts, is_greedy))
-    nothing = op.ConstantOfShape(op.Shape(uniform), value=_int64_zero())
-    (restricted,) = op.when(
-        _any(op, needs_order),
-        lambda inner: [_draw_restricted(inner, weights, needs_order, uniform)],
-        lambda _: [nothing],
-    )
-    (unrestricted,) = op.when(
-        _any(op, needs_none),
-        lambda inner: [_draw_unrestricted(inner, weights, uniform)],
-        lambda _: [nothing],
-    )
-    return op.Where(restricts, restricted, unrestricted)
-
-
-class _Weights:
-    """Probabilities after temperature, and their sums by block, in the order of additions that the rules state."""
-
-    def __init__(self, op: GraphBuilder, scaled: str, values: str, vocabulary_size: int) -> None:
-        self.scaled = scaled
-        self.values = values
-        self.vocabulary_size = vocabulary_size
-        padding = -vocabulary_size % BLOCK
-        padded = op.Pad(values, op.constant([0, 0, 0, padding])) if padding else values
-        self.blocks = op.Reshape(padded, op.constant([0, -1, BLOCK]))
-        self.sums = op.ReduceSum(self.blocks, op.constant([2]), keepdims=0)
-        self.ends = op.CumSum(_double(op, self.sums), op.constant(1))
-        self.total = _last(op, self.ends)
-
-
-def _draw_restricted(op: GraphBuilder, weights: _Weights, needs_order: str, uniform: str) -> str:
-    """Draw among the most probable tokens, falling back on all of them where a row keeps more than that."""
-    num_candidates = min(NUM_CANDIDATES, weights.vocabulary_size)
-    token, decided = _draw_among(op, weights, uniform, num_candidates)
-    if num_candidates == weights.vocabulary_size:
-        return token
-    (token,) = op.when(
-        _all(op, op.Or(decided, op.Not(needs_order))),
-        lambda _: [token],
-        lambda inner: [_draw_among(inner, weights, uniform, weights.vocabulary_size)[0]],
-    )
-    return token
-
-
-def _draw_among(op: GraphBuilder, weights: _Weights, uniform: str, num_candidates: int) -> tuple[str, str]:
-    """The token drawn among the first `num_candidates`, and whether all tokens that the row keeps are among them.
-
-    Sums run from the most probable token down, so more candidates do not change the result of a row that is decided.
-    """
-    size = op.constant(num_candidates)
-    _, order = op.node("TopK", [weights.scaled, op.constant([num_candidates])], 2, axis=1)
-    candidates = op.GatherElements(weights.values, order, axis=1)
-    masses = _double(op, candidates)
-    cumulative = op.CumSum(masses, op.constant(1))
-    rank = op.constant(np.arange(num_candidates)[None])
-
-    limits_k = op.Greater(INPUTS.top_k, op.constant(0))
-    k = op.Unsqueeze(op.Where(limits_k, op.Min(INPUTS.top_k, size), size), op.constant([1]))
-    mass_of_k = op.GatherElements(cumulative, op.Sub(k, op.constant(1)), axis=1)
-    mass = op.Where(op.Unsqueeze(limits_k, op.constant([1])), mass_of_k, weights.total)
-    top_p, min_p = _column(op, 1), _column(op, 2)
-    before = op.Sub(cumulative, masses)
-    inside_p = op.Or(
-        op.GreaterOrEqual(top_p, op.constant(1, np.float32)), op.Less(before, op.Mul(_double(op, top_p), mass))
-    )
-    most = op.Slice(candidates, op.constant([0]), op.constant([1]), op.constant([1]))
-    keep = op.And(op.And(op.Less(rank, k), inside_p), op.GreaterOrEqual(candidates, op.Mul(min_p, most)))
-    kept = op.Max(_count(op, keep), op.constant([[1]]))
-    mass_kept = op.GatherElements(cumulative, op.Sub(kept, op.constant(1)), axis=1)
-    target = op.Mul(_double(op, op.Unsqueeze(uniform, op.constant([1]))), mass_kept)
-    drawn = _inverse_cdf(op, cumulative, target, mass_kept)
-    token = op.Squeeze(op.GatherElements(order, drawn, axis=1), op.constant([1]))
-    within = op.And(limits_k, op.LessOrEqual(INPUTS.top_k, size))
-    decided = op.Or(op.Squeeze(op.Less(kept, size), op.constant([1])), within)
-    return token, decided
-
-
-def _draw_unrestricted(op: GraphBuilder, weights: _Weights, uniform: str) -> str:
-    """Draw in vocabulary order: first a block by the blocks' sums, then inside it."""
-    target = op.Mul(_double(op, op.Unsqueeze(uniform, op.constant([1]))), weights.total)
-    block = _inverse_cdf(op, weights.ends, target, weights.total)
-    before = op.Sub(
-        op.GatherElements(weights.ends, block, axis=1), _double(op, op.GatherElements(weights.sums, block, axis=1))
-    )
-    chosen = op.GatherND(weights.blocks, block, batch_dims=1)
-    inside = op.Add(op.CumSum(_double(op, chosen), op.constant(1)), before)
-    index = _inverse_cdf(op, inside, target, _last(op, inside))
-    return op.Squeeze(op.Add(op.Mul(block, op.constant(BLOCK)), index), op.constant([1]))
-
-
-def _inverse_cdf(op: GraphBuilder, cumulative: str, target: str, end: str) -> str:
-    passed = _count(op, op.LessOrEqual(cumulative, target))
-    return op.Min(passed, _count(op, op.Less(cumulative, end)))
-
-
-def _double(op: GraphBuilder, values: str) -> str:
-    return op.Cast(values, to=TensorProto.DOUBLE)
-
-
-def _last(op: GraphBuilder, values: str) -> str:
-    return op.Slice(values, op.constant([-1]), op.constant([2**62]), op.constant([1]))
-
-
-def _count(op: GraphBuilder, flags: str) -> str:
-    return op.ReduceSum(op.Cast(flags, to=TensorProto.INT64), op.constant([1]), keepdims=1)
 
 
 def _log_probabilities(op: GraphBuilder, logits: str, token: str, vocabulary_size: int) -> tuple[str, ...]:

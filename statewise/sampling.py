@@ -3,16 +3,18 @@
 The graph (export/sampler.py) computes the same, token for token; the PyTorch reference calls this module.
 Order: logit bias, penalties, temperature, top-k, top-p, min-p, draw by inverse CDF from one uniform number.
 
-Top-k, top-p and min-p each keep a prefix of the tokens sorted by falling logit (ties: lower id first), so together they
-keep the shortest of the three prefixes. A row that restricts nothing draws in vocabulary order, in two levels (sums of
-blocks, then inside the block), because sorting or summing a whole vocabulary is slow; a row's result depends on that
-row alone.
+A row that restricts nothing draws in vocabulary order. Top-k, top-p and min-p each keep the first of the tokens sorted
+by falling logit (ties: lower id first), so together they keep the fewest of the three, and the draw goes through these.
+Sorting a whole vocabulary would take longer than the model's own step, so behind the HEAD most probable tokens, logits
+GRID apart count as ties, and the limit is a mass rather than a token: the last token may keep a part of its
+probability. A row's result depends on that row alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +23,17 @@ from statewise.errors import InvalidRequestError
 
 FloatArray = NDArray[np.float32]
 
-BLOCK = 128
-"""Tokens per block of the two-level draw; part of the rules, since it fixes the order of the additions.
+HEAD = 128
+"""Tokens that are sorted exactly."""
 
-Running sums are float64: over a large and flat vocabulary, float32 would lose whole tokens to rounding.
+GRID = 0.23
+"""Width in nats of the groups behind them: probabilities inside a group differ by less than 26%.
+
+Not a binary fraction, lest the ends of groups fall on the logits of quantized models.
 """
+
+NUM_GROUPS = 32
+"""A power of two; the last group holds all that is left."""
 
 UNIFORM_BLOCK = 256
 """Uniform numbers drawn at once."""
@@ -158,48 +166,50 @@ def choose(logits: FloatArray, params: SamplingParams, uniform: np.float32) -> i
     scaled = logits / np.float32(params.temperature)
     weights = np.exp(scaled - scaled.max())
     weights /= weights.sum(dtype=np.float32)
-    blocks = np.pad(weights, (0, -len(weights) % BLOCK)).reshape(-1, BLOCK)
     if params.restricts:
-        return _choose_restricted(scaled, weights, blocks, params, uniform)
-    return _choose_unrestricted(blocks, uniform)
+        order = sort_tokens(scaled)
+        ends, mass = restrict(scaled[order], weights[order], params)
+    else:
+        order, ends = np.arange(len(scaled)), np.cumsum(weights, dtype=np.float64)
+        mass = float(ends[-1])
+    return int(order[np.count_nonzero(ends <= np.float64(uniform) * mass)])
 
 
-def _choose_restricted(
-    scaled: FloatArray, weights: FloatArray, blocks: FloatArray, params: SamplingParams, uniform: np.float32
-) -> int:
+def sort_tokens(scaled: NDArray[Any]) -> NDArray[np.int64]:
+    """Tokens from the most probable down, those behind the head by group and id; scaled `[vocabulary]`."""
     order = np.argsort(-scaled, kind="stable")
-    sorted_weights = weights[order]
-    size = len(order)
-    cumulative = np.cumsum(sorted_weights, dtype=np.float64)
-    k = min(params.top_k, size) if params.top_k else size
-    # top-p is a share of what top-k has left; a token is kept while the mass before it is below top_p.
-    total = cumulative[k - 1] if params.top_k else _block_ends(blocks)[1][-1]
-    before = cumulative - sorted_weights
-    keep = np.arange(size) < k
-    if params.top_p < 1.0:
-        keep &= before < np.float64(np.float32(params.top_p)) * total
-    keep &= sorted_weights >= np.float32(params.min_p) * sorted_weights[0]
+    head, rest = order[:HEAD], np.sort(order[HEAD:])
+    return np.concatenate([head, rest[np.argsort(_groups(scaled[rest], scaled[head[-1]]), kind="stable")]])
+
+
+def restrict(scaled: NDArray[Any], weights: NDArray[Any], params: SamplingParams) -> tuple[NDArray[np.float64], float]:
+    """Running sums of the weights that min-p leaves, and where top-k and top-p end; tokens in `sort_tokens` order."""
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    head = min(HEAD, len(weights))
+    # Top-p is a share of what top-k has left; a token is kept while the mass before it is below that.
+    share = np.float64(np.float32(params.top_p)) * _mass_of_top_k(scaled, cumulative, params.top_k)
+    likely = weights >= np.float32(params.min_p) * weights[0]
+    keep = likely[:head] & ((cumulative - weights)[:head] < share) & (np.arange(head) < (params.top_k or head))
     kept = max(int(np.count_nonzero(keep)), 1)
-    return int(order[_inverse_cdf(cumulative[:kept], np.float64(uniform) * cumulative[kept - 1])])
+    ends = np.cumsum(np.where(likely, weights, 0), dtype=np.float64)
+    return ends, float(ends[kept - 1] if kept < head else max(ends[head - 1], min(share, ends[-1])))
 
 
-def _choose_unrestricted(blocks: FloatArray, uniform: np.float32) -> int:
-    sums, ends = _block_ends(blocks)
-    target = np.float64(uniform) * ends[-1]
-    block = _inverse_cdf(ends, target)
-    before = ends[block] - sums[block]
-    return block * BLOCK + _inverse_cdf(np.cumsum(blocks[block], dtype=np.float64) + before, target)
+def _mass_of_top_k(scaled: NDArray[Any], cumulative: NDArray[np.float64], top_k: int) -> float:
+    if not 0 < top_k < len(cumulative):
+        return float(cumulative[-1])
+    if top_k <= HEAD:
+        return float(cumulative[top_k - 1])
+    # Inside a group, each token counts for the group's mean.
+    sizes = np.bincount(_groups(scaled[HEAD:], scaled[HEAD - 1]), minlength=NUM_GROUPS)
+    ends = HEAD + np.cumsum(np.append(0, sizes))
+    return float(np.interp(top_k, ends, cumulative[ends - 1]))
 
 
-def _block_ends(blocks: FloatArray) -> tuple[FloatArray, NDArray[np.float64]]:
-    """Sum of each block, and of all blocks up to and with it."""
-    sums = blocks.sum(axis=1, dtype=np.float32)
-    return sums, np.cumsum(sums, dtype=np.float64)
-
-
-def _inverse_cdf(cumulative: NDArray[np.float64], target: np.float64) -> int:
-    """First index whose cumulative weight exceeds the target; where rounding hides it, the last with any weight."""
-    return int(min(np.count_nonzero(cumulative <= target), np.count_nonzero(cumulative < cumulative[-1])))
+def _groups(scaled: NDArray[Any], last_of_head: Any) -> NDArray[np.int64]:
+    """Group of each token behind the head: 0 down to GRID below the head's last, and so on."""
+    ends = last_of_head - np.arange(1, NUM_GROUPS, dtype=np.float32) * np.float32(GRID)
+    return np.searchsorted(-ends, -scaled, side="right")
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:

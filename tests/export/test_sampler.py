@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from export.sampler import NUM_CANDIDATES
-from statewise.sampling import BLOCK, GREEDY, SamplingParams, adjust_logits, choose
+from export.draw import BLOCK
+from statewise.sampling import GREEDY, HEAD, SamplingParams, adjust_logits, choose
 from tests.export.sampler_rows import LARGEST, Row, expected, run
 
-SIZES = (2, 61, NUM_CANDIDATES, 300, 5000)
-"""Below, at and above BLOCK and NUM_CANDIDATES, which both are 128."""
+SIZES = (2, 61, HEAD, 300, 5000)
+"""Below, at and above BLOCK and HEAD, which both are 128."""
 ROUNDING = np.float32(1e-6)
 """NumPy and ONNX Runtime round exp() differently, so a draw this close to a border may fall on either side."""
 
@@ -42,7 +42,7 @@ def random_params(rng: np.random.Generator, size: int) -> SamplingParams:
     bias = {int(token): float(rng.normal(0, 3)) for token in rng.integers(0, size, 4)}
     return SamplingParams(
         temperature=rng.choice([0.0, 0.3, 0.8, 1.0, 2.5]),
-        top_k=int(maybe(rng.choice([1, 2, 40, NUM_CANDIDATES, NUM_CANDIDATES + 1, 10_000]), 0)),
+        top_k=int(maybe(rng.choice([1, 2, 40, HEAD, HEAD + 1, 10_000]), 0)),
         top_p=maybe(rng.uniform(0.01, 0.999), 1.0),
         min_p=maybe(rng.uniform(0.001, 0.5), 0.0),
         repetition_penalty=maybe(rng.uniform(0.5, 2), 1.0),
@@ -86,7 +86,7 @@ def test_flat_distributions_need_every_token(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("uniform", [np.float32(0), np.float32(0.5), LARGEST])
+@pytest.mark.parametrize("uniform", [np.float32(0), np.float32(0.3774), LARGEST])
 def test_extreme_logits(size: int, uniform: np.float32) -> None:
     """Huge logits, ties everywhere, and tokens that are all but impossible are drawn as the rules draw them."""
     rng = np.random.default_rng(size + 2)
@@ -158,7 +158,7 @@ def test_the_largest_number_stays_inside_the_vocabulary(size: int) -> None:
     assert max(map(expected, rows)) < size
 
 
-@pytest.mark.parametrize("size", [2, NUM_CANDIDATES, 4 * BLOCK])
+@pytest.mark.parametrize("size", [2, HEAD, 4 * BLOCK])
 def test_top_p_ends_where_its_share_is_reached_exactly(size: int) -> None:
     """Of equally probable tokens, as many as two to some power, the lower half of the ids is kept."""
     rows = [Row(np.zeros(size, np.float32), SamplingParams(top_p=0.5), LARGEST)]

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from statewise.sampling import BLOCK, GREEDY, SamplingParams, log_softmax
+from export.draw import BLOCK
+from statewise.sampling import GREEDY, SamplingParams, log_softmax
 from tests.export.sampler_rows import LARGEST, Row, run
 
 

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as stn
 
 from statewise.errors import InvalidRequestError
 from statewise.sampling import (
-    BLOCK,
     GREEDY,
+    HEAD,
     MAX_LOGIT_BIAS_ENTRIES,
     UNIFORM_BLOCK,
     FloatArray,
@@ -135,7 +135,7 @@ def test_the_ends_of_the_uniform_range_draw_a_possible_token(
     assert 0 <= token < len(logits) - 1
 
 
-@pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+@pytest.mark.parametrize("size", [HEAD - 1, HEAD, HEAD + 1, 3 * HEAD])
 def test_a_draw_in_two_levels_is_an_inverse_cdf(size: int) -> None:
     """Without restriction, the token is the one whose part of the cumulative distribution holds the uniform number."""
     rng = np.random.default_rng(size)

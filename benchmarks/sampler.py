@@ -1,0 +1,195 @@
+"""What choosing a token costs beside the step that gives its logits: every kind of rule, 32 rows, 50,000 tokens.
+
+    python -m benchmarks.sampler [--rows 32 --vocabulary 50000 --rounds 20]
+
+The step (GPT-2's shape, random weights) and the sampler alone take turns, so that a slow minute of the machine falls on
+all of them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import numpy as np
+import onnx
+import typer
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from export.builder import GraphBuilder
+from export.graphs import finish_model, step_graph
+from export.sampler import INPUTS, add_sampler
+from server.runtime.adjustment import LogitAdjuster
+from server.runtime.onnx import onnxruntime
+from server.runtime.runner import Runner
+from server.runtime.sampler_table import SamplerTable
+from server.runtime.sessions import create_session
+from statewise.sampling import GREEDY, SamplingParams
+
+POSITIONS = 100
+NUM_PENALIZED = 100
+"""Tokens that a penalized row has seen."""
+MIXED = (
+    GREEDY,
+    SamplingParams(),
+    SamplingParams(temperature=0.7, top_k=50),
+    SamplingParams(top_p=0.9),
+    SamplingParams(min_p=0.05),
+    SamplingParams(top_k=50, top_p=0.9, min_p=0.05),
+    SamplingParams(top_p=0.95, repetition_penalty=1.1),
+)
+RULES: dict[str, tuple[tuple[SamplingParams, ...], int]] = {
+    "greedy": ((GREEDY,), -1),
+    "greedy, log-probability": ((GREEDY,), 0),
+    "greedy, log-probabilities of 5": ((GREEDY,), 5),
+    "greedy, penalties": ((SamplingParams(temperature=0.0, repetition_penalty=1.1, frequency_penalty=0.2),), -1),
+    "temperature 0.8": ((SamplingParams(temperature=0.8),), -1),
+    "top-k 50": ((SamplingParams(top_k=50),), -1),
+    "top-k 1000": ((SamplingParams(top_k=1000),), -1),
+    "top-p 0.9": ((SamplingParams(top_p=0.9),), -1),
+    "min-p 0.05": ((SamplingParams(min_p=0.05),), -1),
+    "top-k 50, top-p 0.9, min-p 0.05": ((SamplingParams(top_k=50, top_p=0.9, min_p=0.05),), -1),
+    "top-p 0.9, min-p 0.05": ((SamplingParams(top_p=0.9, min_p=0.05),), -1),
+    "top-k 1000, top-p 0.9": ((SamplingParams(top_k=1000, top_p=0.9),), -1),
+    "mixed": (MIXED, -1),
+    "mixed, log-probabilities of 5": (MIXED, 5),
+}
+"""Parameters, which the rows take in turn, and how many of the most probable tokens are reported."""
+
+
+def run(
+    rows: Annotated[int, typer.Option(min=1, help="Rows in the batch.")] = 32,
+    vocabulary: Annotated[int, typer.Option(min=2, help="Size of the vocabulary.")] = 50_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each; the median counts.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one run.")] = 2,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the step; width 768, 12 heads.")] = 12,
+) -> None:
+    """Measure the sampler of every rule, as a share of a greedy decode step."""
+    with tempfile.TemporaryDirectory() as scratch:
+        contenders = {"step, greedy": _step(Path(scratch), rows, vocabulary, layers, threads, rounds)}
+        contenders |= _samplers(rows, vocabulary, threads)
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in track(range(rounds + 1), "measuring", transient=True):
+            for name, contender in contenders.items():
+                started = time.perf_counter()
+                contender()
+                if number:  # the first round warms up
+                    times[name].append(1e3 * (time.perf_counter() - started))
+    Console().print(_table(f"{rows} rows, {vocabulary:,} tokens", {name: median(t) for name, t in times.items()}))
+
+
+def _step(scratch: Path, rows: int, vocabulary: int, layers: int, threads: int, rounds: int) -> Callable[[], object]:
+    """One decode step of GPT-2's shape, random weights, over caches that hold POSITIONS."""
+    import torch
+
+    from export.trace import trace_step
+    from export.weights import write_weights
+    from statewise.plugins import load_plugin
+
+    plugin = load_plugin("transformer")
+    config = plugin.config_class.model_validate(
+        {
+            "vocabulary_size": vocabulary, "hidden_size": 768, "num_layers": layers, "num_heads": 12,
+            "max_positions": POSITIONS + rounds + 1, "positions": "learned", "activation": "gelu_tanh",
+            "tied_embeddings": True,
+        }
+    )  # fmt: skip
+    torch.manual_seed(0)
+    spec = plugin.spec(config)
+    traced = trace_step(plugin.build(config).eval(), spec)
+    weights = write_weights(scratch / "weights.data", traced.weights)
+    onnx.save(finish_model(step_graph(traced, spec), weights), scratch / "step.onnx")
+    runner = Runner(spec, create_session(scratch / "step.onnx", intra_op_threads=threads), None, rows)
+    uniforms = np.zeros((rows, 1), np.float32)
+    for row in range(rows):
+        runner.pool.clear_row(row)
+        prompt = np.full((1, POSITIONS), 5)
+        runner.step(slice(row, row + 1), prompt, np.full(1, POSITIONS), uniforms[:1], num_rows=rows)
+    return lambda: runner.decode(rows, np.full((rows, 1), 7), uniforms, num_rows=rows)
+
+
+def _samplers(rows: int, vocabulary: int, threads: int) -> dict[str, Callable[[], object]]:
+    """The sampler alone under every rule, with logits as random weights give them and as trained ones do."""
+    session = _sampler_session(vocabulary, threads)
+    rng = np.random.default_rng(0)
+    flat = rng.normal(0, 0.6, (rows, vocabulary)).astype(np.float32)
+    # Zipf's law by rank, in another order for each row: the most probable token has about a tenth of the mass.
+    ranks = np.stack([rng.permutation(vocabulary) for _ in range(rows)]).astype(np.float32)
+    peaked = (-1.2 * np.log(ranks + 1) + rng.normal(0, 0.1, ranks.shape)).astype(np.float32)
+    return {
+        f"{name}, {kind}": _sampler(session, logits, params, num_top)
+        for name, (params, num_top) in RULES.items()
+        for kind, logits in (("flat", flat), ("peaked", peaked))
+    }
+
+
+def _sampler_session(vocabulary: int, threads: int) -> onnxruntime.InferenceSession:
+    """A graph of nothing but the sampler."""
+    op = GraphBuilder()
+    token, _, top_tokens, _ = add_sampler(op, "logits", "uniform", vocabulary)
+    inputs: list[tuple[str, int, list[Any]]] = [
+        ("logits", TensorProto.FLOAT, ["row", vocabulary]),
+        ("uniform", TensorProto.FLOAT, ["row"]),
+        (INPUTS.parameters, TensorProto.FLOAT, ["row", 6]),
+        (INPUTS.top_k, TensorProto.INT64, ["row"]),
+        (INPUTS.adjust_ids, TensorProto.INT64, ["row", "entry"]),
+        (INPUTS.adjust_values, TensorProto.FLOAT, ["row", "entry", 3]),
+        (INPUTS.num_top, TensorProto.INT64, []),
+    ]
+    outputs = [(token, TensorProto.INT64, ["row"]), (top_tokens, TensorProto.INT64, ["row", "top"])]
+    graph = helper.make_graph(
+        op.nodes,
+        "sampler",
+        [helper.make_tensor_value_info(*each) for each in inputs],
+        [helper.make_tensor_value_info(*each) for each in outputs],
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "sampler.onnx"
+        onnx.save(finish_model(graph, []), path)
+        return create_session(path, intra_op_threads=threads)
+
+
+def _sampler(
+    session: onnxruntime.InferenceSession,
+    logits: NDArray[np.float32],
+    params: tuple[SamplingParams, ...],
+    num_top: int,
+) -> Callable[[], object]:
+    rng = np.random.default_rng(1)
+    rows = len(logits)
+    table = SamplerTable(rows)
+    for row in range(rows):
+        each = params[row % len(params)]
+        table.set(row, each)
+        adjuster = LogitAdjuster(each, rng.integers(0, logits.shape[1], NUM_PENALIZED).tolist())
+        table.adjustments[row] = adjuster.adjustment() if adjuster.changes else None
+    ids, values = table.adjustment_arrays(slice(0, rows))
+    feeds = {
+        "logits": logits, "uniform": rng.random(rows, dtype=np.float32), INPUTS.parameters: table.parameters,
+        INPUTS.top_k: table.top_k, INPUTS.adjust_ids: ids, INPUTS.adjust_values: values,
+        INPUTS.num_top: np.array(num_top),
+    }  # fmt: skip
+    return lambda: session.run(None, feeds)
+
+
+def _table(title: str, medians: dict[str, float]) -> Table:
+    step = medians.pop("step, greedy")
+    table = Table(title=f"{title}: greedy step {step:.1f} ms")
+    for column in ("rule", "flat ms", "of the step", "peaked ms", "of the step"):
+        table.add_column(column, justify="left" if column == "rule" else "right")
+    for name in RULES:
+        flat, peaked = (medians[f"{name}, {kind}"] for kind in ("flat", "peaked"))
+        table.add_row(name, f"{flat:.2f}", f"{flat / step:.1%}", f"{peaked:.2f}", f"{peaked / step:.1%}")
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(run)
