@@ -38,12 +38,12 @@ KINDS = (
 )
 
 
-def ragged_requests(count: int, vocabulary_size: int) -> list[GenerationRequest]:
+def ragged_requests(count: int, vocabulary_size: int, seed: int = 0) -> list[GenerationRequest]:
     """Requests of every kind: greedy, sampled, restricted, penalized, biased, with log-probabilities.
 
     Their prompts have 1 to 300 items; every other one begins as one of three others do.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     beginnings = rng.integers(2, vocabulary_size, (3, 300))
 
     def prompt(index: int) -> Any:

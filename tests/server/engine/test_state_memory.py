@@ -15,7 +15,7 @@ from server.runtime.free_memory import free_memory
 from statewise.errors import BundleError, InvalidRequestError, OverloadedError
 from statewise.manifest import CategoricalHead, ModelSpec, StateSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
-from tests.server.engine.test_engine import ragged_requests
+from tests.server.engine.test_invariance import ragged_requests
 
 EngineOf = Callable[..., Engine]
 
