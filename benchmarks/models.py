@@ -51,8 +51,8 @@ def ensure_lstm(vocabulary_size: int, home: Path = HOME) -> Bundle:
     return open_newest(repository, name)
 
 
-def ensure_gpt2(shape: GPT2Shape, variants: tuple[str, ...] = (CPU_FLOAT32,), home: Path = HOME) -> Bundle:
-    """A bundle of that shape with at least these variants; made on the first call, from `hugging_face_folder`."""
+def ensure_gpt2(shape: GPT2Shape, variants: tuple[str, ...] = (), home: Path = HOME) -> Bundle:
+    """A bundle of that shape with at least these variants, export's default where none is named; made if need be."""
     repository = home / shape.name / REPOSITORY
     is_there = _is_there(repository, shape.name)
     if not is_there or not set(variants) <= set(open_newest(repository, shape.name).manifest.variants):
@@ -107,7 +107,7 @@ def _make_gpt2(repository: Path, shape: GPT2Shape, variants: tuple[str, ...]) ->
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkpoint"
         import_checkpoint(source, folder, name=shape.name)
-        options: dict[str, Any] = {} if variants == (CPU_FLOAT32,) else {"variants": variants}
+        options: dict[str, Any] = {"variants": variants} if variants else {}
         _export(load_checkpoint(folder), repository, **options)
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks import latency, memory
 from benchmarks.goals import GOALS
-from benchmarks.models import CPU_FLOAT32, GPT2Shape, ensure_gpt2
+from benchmarks.models import GPT2Shape, ensure_gpt2
 from benchmarks.peers.roster import PEERS, peer_contender
 from benchmarks.process import Contender, ContenderError
 from benchmarks.report import Report, number
@@ -29,8 +29,9 @@ INT4 = "cpu-int4"
 
 def run(
     variant: Annotated[
-        list[str], typer.Option(help="Variants to export, where the bundle lacks them, and to measure; repeatable.")
-    ] = [CPU_FLOAT32],  # noqa: B006 - Typer's way
+        list[str] | None,
+        typer.Option(help="Variant to measure, exported where the bundle lacks it; all it has by default; repeatable."),
+    ] = None,
     workload: Annotated[
         list[str] | None, typer.Option(help=f"Of {', '.join(TRANSFORMER_WORKLOADS)}; all by default; repeatable.")
     ] = None,
@@ -56,18 +57,19 @@ def run(
     console = Console()
     workloads = _chosen(workload)
     shape = GPT2Shape()
-    bundle = ensure_gpt2(shape, tuple(variant))
+    bundle = ensure_gpt2(shape, tuple(variant or ()))
+    variants = variant or [name for name, has in bundle.manifest.variants.items() if has.device == "cpu"]
     report = Report(f"GPT-2 shape, {shape.num_layers} layers, width {shape.hidden_size}", console)
     failures: dict[str, str] = {}
-    field_of_all = [*our_contenders(bundle, shape, variant), *(_peers(bundle, failures, console) if peers else [])]
+    field_of_all = [*our_contenders(bundle, shape, variants), *(_peers(bundle, failures, console) if peers else [])]
     taking_part = [c for c in field_of_all if not contender or any(part in c.name for part in contender)]
     with Field(taking_part, console) as field:
         figures = {name: field.measure(TRANSFORMER_WORKLOADS[name], rounds) for name in workloads}
     add_rates(report, taking_part, figures, failures | field.failures)
     if latencies:
-        latency.add(report, bundle, variant[0])
+        latency.add(report, bundle, variants[0])
     if memories:
-        memory.add(report, bundle, [name for name in variant if name != INT4])
+        memory.add(report, bundle, [name for name in variants if name != INT4])
     report.write(output)
     raise typer.Exit(1 if field.failures.keys() - {peer.name for peer in PEERS} else 0)
 

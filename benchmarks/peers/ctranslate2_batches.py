@@ -33,6 +33,9 @@ class Batches(Subject):
         return time.perf_counter() - started
 
     def _generate(self, prompts: list[list[str]], output_lengths: tuple[int, ...]) -> None:
+        # Steps count from the end of the shortest prompt; the rest of a longer one is fed along with them.
+        shortest = min(map(len, prompts))
+        num_steps = [len(prompt) - shortest + n for prompt, n in zip(prompts, output_lengths, strict=True)]
         results = self._generator.generate_batch(
             prompts,
             beam_size=1,
@@ -40,7 +43,7 @@ class Batches(Subject):
             max_length=max(output_lengths),
             min_length=max(output_lengths),  # no end token before it
             include_prompt_in_result=False,
-            callback=lambda result: result.step + 1 >= output_lengths[result.batch_id],
+            callback=lambda result: result.step + 1 >= num_steps[result.batch_id],
         )
         counts = tuple(len(result.sequences_ids[0]) for result in results)
         if counts != output_lengths:
