@@ -50,12 +50,13 @@ def _interval(logits: NDArray[np.float32], params: SamplingParams, token: int, t
     kept = _num_kept(weights, params, tolerance)
     if first >= kept or falling[min(kept, len(falling)) - 1] > scaled[token] + tolerance:
         return float("inf"), float("-inf")
-    mass = weights[:kept].sum()
-    return float(weights[:first].sum() / mass), float(weights[:last].sum() / mass)
+    # What is drawn from is between the most and the fewest tokens that the rules may keep.
+    most, fewest = weights[:kept].sum(), weights[: _num_kept(weights, params, -tolerance)].sum()
+    return float(weights[:first].sum() / most), float(weights[:last].sum() / fewest)
 
 
 def _num_kept(weights: NDArray[np.float64], params: SamplingParams, tolerance: float) -> int:
-    """Tokens that the rules keep, at most, with limits moved by the tolerance; weights fall."""
+    """Tokens that the rules keep, at most, with limits moved by the tolerance, at least if negative; weights fall."""
     kept = min(params.top_k or len(weights), len(weights))
     before = (np.cumsum(weights) - weights) / (weights[:kept].sum() if params.top_k else 1.0)
     if params.top_p < 1.0:
