@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := benchmarks/.peers
+PEERS_READY := $(PEERS)/.ready
 PROTO_OUT ?= .
 
 # ONNX Runtime's wheels send telemetry unless this is set before they are imported.
@@ -10,10 +12,10 @@ export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-leak lint protos bench clean
+.PHONY: help demo test test-leak lint protos bench bench-peers clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## train, certify, serve and stream a small model: about two minutes, results in demo/
 	$(BIN)/statewise demo
@@ -34,11 +36,15 @@ protos: $(READY)  ## regenerate statewise/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) \
 	  --grpc_python_out=$(PROTO_OUT) protos/statewise/v1/*.proto
 
-bench: $(READY)  ## measure the engine against a bare loop, PyTorch and itself through gRPC
+bench: $(READY)  ## measure the engine against bare loops, PyTorch and itself through gRPC: about ten minutes
 	$(BIN)/python -m benchmarks.recurrent
+	$(BIN)/python -m benchmarks.transformer
 
-clean:  ## remove the virtual environment, caches and demo/
-	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+bench-peers: $(READY) $(PEERS_READY)  ## the Transformer beside OpenVINO GenAI and CTranslate2: about half an hour, 2 GB of disk
+	$(BIN)/python -m benchmarks.transformer --peers
+
+clean:  ## remove the virtual environments, caches and demo/
+	rm -rf $(VENV) $(PEERS) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Once; again when what is wanted has changed. ensurepip is what Debian keeps in a package of its own.
@@ -56,4 +62,12 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): a minute or more, mostly for PyTorch"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@
+
+# torchvision comes with a converter, in a build that need not fit torch's; then transformers cannot be imported.
+$(PEERS_READY): benchmarks/peers.txt
+	@echo "Setting up $(PEERS): some minutes, about 2 GB"
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --requirement benchmarks/peers.txt
+	$(PEERS)/bin/python -m pip uninstall --yes torchvision
 	@touch $@

@@ -51,7 +51,10 @@ def _interval(logits: NDArray[np.float32], params: SamplingParams, token: int, t
     # The last token that is kept ends at the mass: one that begins there is excluded.
     if before >= mass * (1 - 1e-9):
         return float("inf"), float("-inf")
-    return float(before / mass), float(until / mass)
+    # What is drawn from lies between the most and the fewest tokens that the rules may keep.
+    tightened = replace(params, top_p=max(params.top_p - tolerance, 0.0), min_p=params.min_p + tolerance)
+    _, fewest = sampling.restrict(scaled[order], weights[order], tightened)
+    return float(before / mass), float(until / fewest)
 
 
 def _preceding(scaled: NDArray[np.float64], token: int, tolerance: float) -> tuple[NDArray[Any], NDArray[Any]]:

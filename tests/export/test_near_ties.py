@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from export.near_ties import is_near_tie
+from statewise import sampling
 from statewise.sampling import SamplingParams, Uniforms
 
 NONE = np.empty(0, np.int64)
@@ -80,3 +81,15 @@ def test_the_sign_for_logits_that_are_not_finite_is_never_forgiven() -> None:
     """Token -1 is not a name for the last token."""
     assert not near([0.1, 0.1, 0.8], SamplingParams(temperature=0.0), -1)
     assert not near([0.0001, 0.0001, 0.9998], SamplingParams(seed=0), -1)
+
+
+@pytest.mark.parametrize("restriction", [{"min_p": 0.05}, {"top_p": 0.7}])
+def test_what_is_drawn_from_may_differ_too(restriction: dict[str, float]) -> None:
+    """In a flat distribution many tokens lie at a rule's limit; the token that the rule chooses is forgiven still."""
+    params = SamplingParams(seed=4, **restriction)  # type: ignore[arg-type] # neither is top_k
+    logits = np.sort(np.random.default_rng(0).normal(0, 0.8, 16_000).astype(np.float32))[::-1].copy()
+    chosen = int(sampling.choose(logits, params, np.float32(uniform(4))))
+
+    assert is_near_tie(logits, params, NONE, NONE, chosen, 1e-3)
+    assert is_near_tie(logits, params, NONE, NONE, chosen + 1, 1e-3)
+    assert not is_near_tie(logits, params, NONE, NONE, chosen + 1000, 1e-3)

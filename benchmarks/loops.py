@@ -1,0 +1,176 @@
+"""What the engine is held against on the same machine: loops that serve nobody, and the reading of memory alone."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.models import vocabulary_size
+from benchmarks.process import Subject, answer
+from benchmarks.workloads import Workload
+from server.runtime.sessions import create_session
+from statewise.bundle import Bundle, open_bundle
+
+Array = NDArray[Any]
+
+NUM_THREADS = 2
+
+
+class StepLoop(Subject):
+    """The step graph in a bare loop over run_with_iobinding: everything of a decode step bound beforehand."""
+
+    def __init__(self, folder: str, variant: str) -> None:
+        self._bundle = open_bundle(Path(folder), check_hashes=False)
+        path = self._bundle.path(self._bundle.variant(variant).step)
+        self._session = create_session(path, intra_op_threads=NUM_THREADS)
+
+    def measure(self, workload: Workload) -> float:
+        """Seconds for all prompts, one after the other, and then all rows together, token by token."""
+        prompts = np.stack(workload.prompts(vocabulary_size(self._bundle)))
+        sampling = greedy_inputs(len(prompts))
+        current, new = _zero_state(self._bundle, len(prompts)), _zero_state(self._bundle, len(prompts))
+        new |= {name: current[name] for name in _caches(self._bundle)}
+        items, chosen = np.zeros((len(prompts), 1), np.int64), np.zeros(len(prompts), np.int64)
+        fixed = sampling | {"items": items, "lengths": np.ones(len(prompts), np.int64)}
+        everyone = slice(0, len(prompts))
+        turns = [self._bind(fixed, everyone, *states, chosen) for states in ((current, new), (new, current))]
+        # GroupQueryAttention takes several items of one row only.
+        separate = [slice(row, row + 1) for row in range(len(prompts))] if prompts.shape[1] > 1 else [everyone]
+        started = time.perf_counter()
+        for rows in separate:
+            inputs = {name: value[rows] if value.ndim else value for name, value in sampling.items()}
+            inputs |= {"items": prompts[rows], "lengths": np.full(len(prompts[rows]), prompts.shape[1])}
+            self._session.run_with_iobinding(self._bind(inputs, rows, current, new, chosen))
+        for step in range(1, workload.output_lengths[0]):
+            items[:, 0] = chosen
+            self._session.run_with_iobinding(turns[step % 2])
+        return time.perf_counter() - started
+
+    def _bind(
+        self, inputs: dict[str, Array], rows: slice, current: dict[str, Array], new: dict[str, Array], chosen: Array
+    ) -> Any:
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            _bind(binding.bind_input, name, value)
+        for name in current:
+            _bind(binding.bind_input, f"state.{name}", current[name][rows])
+            _bind(binding.bind_output, f"new_state.{name}", new[name][rows])
+        _bind(binding.bind_output, "next_items", chosen[rows])
+        return binding
+
+
+class DecodeLoop(Subject):
+    """The decode graph, 16 steps to a run, in the same bare loop; prompts are of one token."""
+
+    STEPS = 16
+
+    def __init__(self, folder: str, variant: str) -> None:
+        self._bundle = open_bundle(Path(folder), check_hashes=False)
+        name = self._bundle.variant(variant).decode
+        assert name is not None
+        self._session = create_session(self._bundle.path(name), intra_op_threads=NUM_THREADS)
+
+    def measure(self, workload: Workload) -> float:
+        """Seconds for all rows together."""
+        prompts = workload.prompts(vocabulary_size(self._bundle))
+        feeds = greedy_inputs(len(prompts)) | {"items": np.stack(prompts), "steps": np.array(self.STEPS)}
+        feeds["sampling.uniforms"] = np.zeros((len(prompts), self.STEPS), np.float32)
+        state = {f"state.{name}": value for name, value in _zero_state(self._bundle, len(prompts)).items()}
+        names = ["next_items", *(f"new_{name}" for name in state)]
+        started = time.perf_counter()
+        for _ in range(-(-workload.output_lengths[0] // self.STEPS)):
+            chosen, *new = self._session.run(names, feeds | state)
+            feeds["items"] = chosen[-1][:, None]
+            state = dict(zip(state, new, strict=True))
+        return time.perf_counter() - started
+
+
+class Eager(Subject):
+    """PyTorch, one eager step after another, argmax in PyTorch; prompts are of one token."""
+
+    def __init__(self, folder: str, _: str) -> None:
+        import torch
+
+        from training.checkpoint import load_checkpoint
+
+        torch.set_num_threads(NUM_THREADS)
+        self._bundle = open_bundle(Path(folder), check_hashes=False)
+        self._module: Any = load_checkpoint(self._bundle.folder).module.eval()
+
+    def measure(self, workload: Workload) -> float:
+        """Seconds for all rows together."""
+        import torch
+
+        from training.state import zero_state
+
+        items = torch.from_numpy(np.stack(workload.prompts(vocabulary_size(self._bundle))))
+        lengths = torch.ones(len(items), dtype=torch.int64)
+        state = zero_state(self._bundle.manifest.model, len(items), 0)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(workload.output_lengths[0]):
+                hidden, state = self._module(items, lengths, state)
+                items = self._module.head(hidden[:, -1]).argmax(dim=1, keepdim=True)
+        return time.perf_counter() - started
+
+
+class WeightsRead(Subject):
+    """No model at all: as many bytes as the weights have, read once for each token, by two threads.
+
+    What it makes of a workload of one stream is the limit that memory sets: NumPy's maximum over int64 takes no time
+    beside the reading, and a buffer of this size stays in no cache.
+    """
+
+    def __init__(self, num_bytes: str) -> None:
+        self._parts = np.array_split(np.ones(int(num_bytes) // 8, np.int64), NUM_THREADS)
+        self._threads = ThreadPoolExecutor(NUM_THREADS)
+
+    def measure(self, workload: Workload) -> float:
+        """Seconds to read them as often as there are tokens."""
+        started = time.perf_counter()
+        for _ in range(workload.num_outputs):
+            list(self._threads.map(np.max, self._parts))
+        return time.perf_counter() - started
+
+
+def greedy_inputs(num_rows: int) -> dict[str, Array]:
+    """The sampler's inputs for greedy rows."""
+    return {
+        "sampling.parameters": np.tile(np.array([0, 1, 0, 1, 0, 0], np.float32), (num_rows, 1)),
+        "sampling.top_k": np.zeros(num_rows, np.int64),
+        "sampling.adjust_ids": np.zeros((num_rows, 0), np.int64),
+        "sampling.adjust_values": np.zeros((num_rows, 0, 3), np.float32),
+        "sampling.num_top": np.array(-1),
+        "sampling.uniforms": np.zeros((num_rows, 1), np.float32),
+    }
+
+
+def _zero_state(bundle: Bundle, num_rows: int) -> dict[str, Array]:
+    spec = bundle.manifest.model
+    return {s.name: np.zeros((num_rows, *s.row_shape(spec.max_positions or 0)), s.dtype) for s in spec.state}
+
+
+def _caches(bundle: Bundle) -> list[str]:
+    return [spec.name for spec in bundle.manifest.model.state if spec.kind == "cache"]
+
+
+def _bind(bind: Callable[..., None], name: str, array: Array) -> None:
+    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+KINDS: dict[str, Any] = {
+    "bare loop": StepLoop,
+    "bare decode": DecodeLoop,
+    "PyTorch eager": Eager,
+    "weights read": WeightsRead,
+}
+
+if __name__ == "__main__":
+    answer(KINDS[sys.argv[1]], *sys.argv[2:])

@@ -1,0 +1,122 @@
+"""Which peers there are, and how each gets the model: its own converter, run on the same Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.models import hugging_face_folder, vocabulary_size
+from benchmarks.process import Contender, ContenderError
+from statewise.bundle import Bundle
+
+ENVIRONMENT = Path(__file__).parent.parent / ".peers"
+PYTHON = ENVIRONMENT / "bin" / "python"
+
+Command = Callable[[Path, Path], list[str]]
+"""(Hugging Face folder, output folder) -> what to run in the environment."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer in one precision."""
+
+    name: str
+    module: str
+    model: str
+    """Which of CONVERSIONS it reads."""
+    precision: str = ""
+    """As the peer's own option wants it; its default where empty."""
+
+
+PEERS = (
+    Peer("OpenVINO GenAI float32", "openvino_genai_queue", "openvino-float32", "f32"),
+    Peer("OpenVINO GenAI default", "openvino_genai_queue", "openvino-float32"),
+    Peer("OpenVINO GenAI int8", "openvino_genai_queue", "openvino-int8"),
+    Peer("CTranslate2 float32", "ctranslate2_batches", "ctranslate2-float32", "float32"),
+    Peer("CTranslate2 int8", "ctranslate2_batches", "ctranslate2-int8", "int8"),
+)
+
+
+def _openvino(weight_format: str) -> Command:
+    return lambda source, output: [
+        "optimum-cli", "export", "openvino", "--model", str(source), "--task", "text-generation-with-past",
+        "--weight-format", weight_format, str(output),
+    ]  # fmt: skip
+
+
+def _ctranslate2(quantization: str) -> Command:
+    return lambda source, output: [
+        "ct2-transformers-converter", "--model", str(source), "--output_dir", str(output),
+        "--quantization", quantization,
+    ]  # fmt: skip
+
+
+CONVERSIONS: dict[str, Command] = {
+    "openvino-float32": _openvino("fp32"),
+    "openvino-int8": _openvino("int8"),
+    "ctranslate2-float32": _ctranslate2("float32"),
+    "ctranslate2-int8": _ctranslate2("int8"),
+}
+
+
+def peer_contender(peer: Peer, bundle: Bundle) -> Contender:
+    """The peer, its model converted on the first call; raises ContenderError where that fails."""
+    if not PYTHON.exists():
+        raise ContenderError(f"there is no {ENVIRONMENT}; `make bench-peers` makes it")
+    source = hugging_face_folder(bundle)
+    output = source.parent / peer.model
+    if not output.is_dir():
+        _convert(CONVERSIONS[peer.model], source, output, vocabulary_size(bundle))
+    arguments = (str(output), str(vocabulary_size(bundle)), peer.precision)
+    return Contender(peer.name, f"benchmarks.peers.{peer.module}", arguments, python=str(PYTHON))
+
+
+def _convert(command: Command, source: Path, output: Path, num_tokens: int) -> None:
+    with _with_tokenizer(source, num_tokens) as folder:
+        unfinished = folder / "converted"
+        program, *arguments = command(folder, unfinished)
+        done = subprocess.run(
+            [str(PYTHON.parent / program), *arguments],
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode:
+            last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+            raise ContenderError(f"the conversion failed: {last}")
+        shutil.move(unfinished, output)
+
+
+@contextmanager
+def _with_tokenizer(source: Path, num_tokens: int) -> Iterator[Path]:
+    """The folder with a tokenizer of one word per id beside it: converters want one, though none is used."""
+    with TemporaryDirectory(dir=source.parent) as scratch:
+        folder = Path(scratch)
+        for file in source.iterdir():
+            (folder / file.name).symlink_to(file.resolve())
+        words = {word(token): token for token in range(num_tokens)}
+        content = {
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "model": {"type": "WordLevel", "vocab": words, "unk_token": word(0)},
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict.fromkeys(
+            ("bos_token", "eos_token", "unk_token"), word(0)
+        )
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        yield folder
+
+
+def word(token: int) -> str:
+    """How the tokenizer of the converted models calls a token id."""
+    return f"t{token}"
