@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export.near_ties import is_near_tie
-from statewise.sampling import SamplingParams, Uniforms
+from statewise.sampling import SamplingParams, Uniforms, choose
 
 NONE = np.empty(0, np.int64)
 TOLERANCE = 1e-4
@@ -80,3 +80,21 @@ def test_the_sign_for_logits_that_are_not_finite_is_never_forgiven() -> None:
     """Token -1 is not a name for the last token."""
     assert not near([0.1, 0.1, 0.8], SamplingParams(temperature=0.0), -1)
     assert not near([0.0001, 0.0001, 0.9998], SamplingParams(seed=0), -1)
+
+
+@pytest.mark.parametrize(
+    "restriction", [{"top_p": 0.9}, {"min_p": 0.3}, {"top_k": 700}, {"top_k": 1500, "top_p": 0.7, "min_p": 0.1}]
+)
+def test_behind_the_head_rounding_is_forgiven_and_nothing_else(restriction: dict[str, float]) -> None:
+    """Of 2,000 tokens, what slightly other logits give is forgiven; tokens elsewhere in the distribution are not."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 0.6, 2000).astype(np.float32)
+    rounded = (logits + rng.normal(0, TOLERANCE / 4, logits.shape)).astype(np.float32)
+
+    for seed in range(50):
+        params = SamplingParams(seed=seed, **restriction)  # type: ignore[arg-type] # top_k is a whole number above
+        token = choose(rounded, params, np.float32(uniform(seed)))
+
+        assert is_near_tie(logits, params, NONE, NONE, token, TOLERANCE)
+        forgiven = [is_near_tie(logits, params, NONE, NONE, other, TOLERANCE) for other in range(0, 2000, 97)]
+        assert sum(forgiven) <= 2
