@@ -174,6 +174,7 @@ def test_a_flat_distribution_over_a_large_vocabulary() -> None:
         SamplingParams(top_p=0.9),
         SamplingParams(min_p=0.05),
         SamplingParams(top_k=1000),
+        SamplingParams(top_k=1000, top_p=0.9),
         SamplingParams(top_k=20_000, top_p=0.8, min_p=0.1),
     ]
     rows = [
