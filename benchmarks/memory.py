@@ -51,7 +51,7 @@ def main(folder: str, variant: str, max_rows: int) -> None:
     full = uniform("full", max_rows, positions - NUM_NEW_TOKENS, NUM_NEW_TOKENS)
     run_all(engine, requests_of(full, vocabulary_size(bundle)))
     weights = sum(bundle.path(file).stat().st_size for file in bundle.variant(variant).data)
-    parts = {"libraries": libraries, "weights": weights, "state": engine.state_bytes_per_row * max_rows}
+    parts = {"libraries": libraries, "weights": weights, "state": engine.state_bytes}
     total = resident_bytes(os.getpid())
     engine.close()
     parts |= {"the rest": total - sum(parts.values()), "resident": total}

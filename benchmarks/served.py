@@ -51,7 +51,7 @@ class InProcess(Subject):
             self._engine = None
 
     def _with_rows(self, max_rows: int) -> Engine:
-        if self._engine is None or self._engine.limits.max_rows != max_rows:
+        if self._engine is None or self._engine.memory.max_rows != max_rows:
             self.close()
             settings = EngineSettings(max_rows=max_rows, intra_op_threads=NUM_THREADS)
             self._engine = Engine.load(self._bundle, self._variant, settings)

@@ -45,16 +45,13 @@ def _interval(logits: NDArray[np.float32], params: SamplingParams, token: int, t
         return float(before), float(before + weights[token])
     order = sampling.sort_tokens(scaled)
     loosened = replace(params, top_p=min(params.top_p + tolerance, 1.0), min_p=max(params.min_p - tolerance, 0.0))
-    _, mass = sampling.restrict(scaled[order], weights[order], loosened)
+    least, mass = (sampling.restrict(scaled[order], weights[order], each)[1] for each in (params, loosened))
     weights[weights < loosened.min_p * weights.max()] = 0.0
     before, until = (weights[tokens].sum() for tokens in _preceding(scaled, token, tolerance))
     # The last token that is kept ends at the mass: one that begins there is excluded.
     if before >= mass * (1 - 1e-9):
         return float("inf"), float("-inf")
-    # What is drawn from lies between the most and the fewest tokens that the rules may keep.
-    tightened = replace(params, top_p=max(params.top_p - tolerance, 0.0), min_p=params.min_p + tolerance)
-    _, fewest = sampling.restrict(scaled[order], weights[order], tightened)
-    return float(before / mass), float(until / fewest)
+    return float(before / mass), float(until / least)
 
 
 def _preceding(scaled: NDArray[np.float64], token: int, tolerance: float) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from export.near_ties import is_near_tie
-from statewise import sampling
-from statewise.sampling import SamplingParams, Uniforms
+from statewise.sampling import SamplingParams, Uniforms, choose
 
 NONE = np.empty(0, np.int64)
 TOLERANCE = 1e-4
@@ -83,12 +82,30 @@ def test_the_sign_for_logits_that_are_not_finite_is_never_forgiven() -> None:
     assert not near([0.0001, 0.0001, 0.9998], SamplingParams(seed=0), -1)
 
 
+@pytest.mark.parametrize(
+    "restriction", [{"top_p": 0.9}, {"min_p": 0.3}, {"top_k": 700}, {"top_k": 1500, "top_p": 0.7, "min_p": 0.1}]
+)
+def test_behind_the_head_rounding_is_forgiven_and_nothing_else(restriction: dict[str, float]) -> None:
+    """Of 2,000 tokens, what slightly other logits give is forgiven; tokens elsewhere in the distribution are not."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 0.6, 2000).astype(np.float32)
+    rounded = (logits + rng.normal(0, TOLERANCE / 4, logits.shape)).astype(np.float32)
+
+    for seed in range(50):
+        params = SamplingParams(seed=seed, **restriction)  # type: ignore[arg-type] # top_k is a whole number above
+        token = choose(rounded, params, np.float32(uniform(seed)))
+
+        assert is_near_tie(logits, params, NONE, NONE, token, TOLERANCE)
+        forgiven = [is_near_tie(logits, params, NONE, NONE, other, TOLERANCE) for other in range(0, 2000, 97)]
+        assert sum(forgiven) <= 2
+
+
 @pytest.mark.parametrize("restriction", [{"min_p": 0.05}, {"top_p": 0.7}])
 def test_what_is_drawn_from_may_differ_too(restriction: dict[str, float]) -> None:
     """In a flat distribution many tokens lie at a rule's limit; the token that the rule chooses is forgiven still."""
     params = SamplingParams(seed=4, **restriction)  # type: ignore[arg-type] # neither is top_k
     logits = np.sort(np.random.default_rng(0).normal(0, 0.8, 16_000).astype(np.float32))[::-1].copy()
-    chosen = int(sampling.choose(logits, params, np.float32(uniform(4))))
+    chosen = int(choose(logits, params, np.float32(uniform(4))))
 
     assert is_near_tie(logits, params, NONE, NONE, chosen, 1e-3)
     assert is_near_tie(logits, params, NONE, NONE, chosen + 1, 1e-3)

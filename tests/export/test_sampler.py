@@ -165,3 +165,30 @@ def test_top_p_ends_where_its_share_is_reached_exactly(size: int) -> None:
 
     assert run(rows)[0].tolist() == [size // 2 - 1]
     assert_agree(rows)
+
+
+def test_a_flat_distribution_over_a_large_vocabulary() -> None:
+    """Of 50,000 tokens that random weights make about equally probable, limits far behind the head end in one place."""
+    rng = np.random.default_rng(9)
+    params = [
+        SamplingParams(top_p=0.9),
+        SamplingParams(min_p=0.05),
+        SamplingParams(top_k=1000),
+        SamplingParams(top_k=1000, top_p=0.9),
+        SamplingParams(top_k=20_000, top_p=0.8, min_p=0.1),
+    ]
+    rows = [
+        Row(rng.normal(0, 0.6, 50_000).astype(np.float32), each, rng.random(dtype=np.float32))
+        for each in params
+        for _ in range(4)
+    ]
+
+    assert_agree(rows, max_at_a_border=1)
+
+
+def test_min_p_excludes_behind_the_head_too() -> None:
+    """Of 300 equally probable tokens and 300 a little less so, which share a group, min-p leaves the former."""
+    logits = np.tile(np.array([0.0, -0.05], np.float32), 300)
+    rows = [Row(logits, SamplingParams(min_p=0.97), u) for u in np.linspace(0, LARGEST, 40, dtype=np.float32)]
+
+    assert not (run(rows)[0] % 2).any()

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as stn
 from statewise.errors import InvalidRequestError
 from statewise.sampling import (
     GREEDY,
+    GRID,
     HEAD,
     MAX_LOGIT_BIAS_ENTRIES,
     UNIFORM_BLOCK,
@@ -176,6 +177,28 @@ def test_restricted_draws_follow_the_renormalized_distribution() -> None:
     expected[:4] = 0
 
     assert chi_square(logits, SamplingParams(top_k=6), expected / expected.sum()) < 20.52
+
+
+@pytest.mark.parametrize(
+    ("params", "num_kept"),
+    [(SamplingParams(top_p=0.5), 380), (SamplingParams(top_k=300), 300), (SamplingParams(min_p=0.6), 511)],
+)
+def test_draws_behind_the_head_follow_the_renormalized_distribution(params: SamplingParams, num_kept: int) -> None:
+    """20,000 draws from some hundreds of 1,000 tokens fit the shares of those kept, in ten bins (p > 0.001)."""
+    logits = np.random.default_rng(4).permutation(np.linspace(-1, 0, 1000)).astype(np.float32)
+    order = np.argsort(-logits)
+    rank = np.argsort(order)
+    ends = probabilities(logits)[order].cumsum() / probabilities(logits)[order][:num_kept].sum()
+    drawn = rank[[choose(logits, params, u) for u in Uniforms(20_111).take(0, 20_000)]]
+
+    # In the group where the limit lies, the lowest ids are kept: nine bins end before it, the last one holds it.
+    group = int(GRID * 1000)
+    bins = np.linspace(0, num_kept - group, 10).astype(int)
+    expected = 20_000 * np.diff([0, *ends[bins[1:] - 1], 1])
+    counts = np.histogram(drawn, [*bins, 1000])[0]
+
+    assert drawn.max() < num_kept + group
+    assert ((counts - expected) ** 2 / expected).sum() < 27.88
 
 
 def test_penalties_follow_their_formulas() -> None:
