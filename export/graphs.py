@@ -85,7 +85,7 @@ def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx
 
 def finish_model(graph: onnx.GraphProto, weights: Iterable[TensorProto]) -> onnx.ModelProto:
     """The graph with the weights it reads, checked."""
-    used = _values_read(graph)
+    used = values_read(graph.node)
     graph.initializer.extend(weight for weight in weights if weight.name in used)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="statewise")
@@ -175,10 +175,12 @@ def _renamed_nodes(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> li
     return copies
 
 
-def _values_read(graph: onnx.GraphProto) -> set[str]:
-    read = {name for node in graph.node for name in node.input}
-    for node in graph.node:
+def values_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Names of the values that nodes read, in nested graphs too."""
+    read: set[str] = set()
+    for node in nodes:
+        read.update(node.input)
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                read |= _values_read(attribute.g)
+                read |= values_read(attribute.g.node)
     return read
