@@ -27,7 +27,7 @@ class GraphBuilder:
             raise AttributeError(op_type)
         return lambda *inputs, **attributes: self.node(op_type, inputs, 1, **attributes)[0]
 
-    def node(self, op_type: str, inputs: Sequence[str], num_outputs: int, **attributes: Any) -> tuple[str, ...]:
+    def node(self, op_type: str, inputs: Sequence[str], num_outputs: int, /, **attributes: Any) -> tuple[str, ...]:
         """Add a node; returns the names of its outputs."""
         outputs = tuple(self.new_name() for _ in range(num_outputs))
         self.nodes.append(helper.make_node(op_type, list(inputs), list(outputs), **attributes))

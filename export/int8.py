@@ -45,7 +45,8 @@ class Int8:
         largest = op.Max(op.ReduceMax(sizes, axis), not_finite, op.constant(TINY, np.float32))
         scaled = op.Mul(rows, op.Div(op.constant(LARGEST, np.float32), largest))
         numbers = op.QuantizeLinear(scaled, op.constant(1.0, np.float32), op.constant(ZERO_POINT, np.uint8))
-        return numbers, op.Mul(largest, op.constant(1 / LARGEST, np.float32))
+        # Not Mul: ONNX Runtime would merge that into MatMulIntegerToFloat, whose contract is one scale for all rows.
+        return numbers, op.Div(largest, op.constant(LARGEST, np.float32))
 
     def multiply(
         self, op: GraphBuilder, prepared: tuple[str, ...], tensors: dict[str, str], shape: tuple[int, int]
