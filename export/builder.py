@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -62,3 +62,14 @@ def untyped(name: str) -> onnx.ValueInfoProto:
     info = onnx.ValueInfoProto()
     info.name = name
     return info
+
+
+def values_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Names of the values that nodes read, in nested graphs too."""
+    read: set[str] = set()
+    for node in nodes:
+        read.update(node.input)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                read |= values_read(attribute.g.node)
+    return read

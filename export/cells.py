@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,7 +17,9 @@ from onnx import TensorProto, helper
 
 from export.builder import GraphBuilder, untyped
 from export.products import MIN_NUMBERS
-from export.trace import TracedStep
+
+if TYPE_CHECKING:
+    from export.trace import TracedStep
 
 State = tuple[str, ...]
 Cell = Callable[[GraphBuilder, str, State], State]

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.builder import GraphBuilder, untyped
+from export.builder import GraphBuilder, untyped, values_read
 from export.sampler import INPUTS, Sampled, add_sampler
 from export.trace import OPSET, TracedStep
 from statewise.manifest import ModelSpec, TokenInput
@@ -184,14 +184,3 @@ def _renamed_nodes(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> li
                     info.name = names.get(info.name, info.name)
         copies.append(copy)
     return copies
-
-
-def values_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Names of the values that nodes read, in nested graphs too."""
-    read: set[str] = set()
-    for node in nodes:
-        read.update(node.input)
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                read |= values_read(attribute.g.node)
-    return read

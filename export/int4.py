@@ -6,14 +6,16 @@ several round differently (ONNX Runtime 1.31.1).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.builder import GraphBuilder
 from export.products import replace_products
-from export.trace import TracedStep
+
+if TYPE_CHECKING:
+    from export.trace import TracedStep
 
 BLOCK = 32
 ACCURACY_LEVEL = 4

@@ -8,7 +8,7 @@ does that too and needs a tenth less time at one row, but more than twice as muc
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from onnx import TensorProto
 
 from export.builder import GraphBuilder
 from export.products import replace_products
-from export.trace import TracedStep
+
+if TYPE_CHECKING:
+    from export.trace import TracedStep
 
 LARGEST = 127
 ZERO_POINT = 128

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from export.certify import Scale, certify, library_versions
+from export.certify import certify, library_versions
 from export.graphs import decode_graph, finish_model, step_graph
-from export.trace import trace_step
+from export.inputs import Scale
+from export.tolerances import limits
+from export.trace import TracedStep, trace_step
+from export.variants import DEFAULT_VARIANT, VariantPlan, plans
 from export.weights import write_weights
-from statewise.bundle import open_bundle, resolve_bundle
+from statewise.bundle import Bundle, open_bundle, resolve_bundle
 from statewise.bundle_writer import BundleContent, new_bundle
-from statewise.certificate import Certificate, check_certificate
+from statewise.certificate import Certificate, Limits, check_certificate
 from statewise.errors import BundleError
 from statewise.manifest import ModelSpec, Variant
-from training.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint
+from training.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, Checkpoint, load_checkpoint
 from training.decoding import ReferenceDecoder
 
 Progress = Callable[[str], None]
-
-CPU_FLOAT32 = "cpu-float32"
 
 
 @dataclass(frozen=True)
 class Exported:
     """The outcome of an export."""
 
-    certificate: Certificate
+    certificates: tuple[Certificate, ...]
+    """One for each variant."""
     folder: Path | None
     """The bundle; None where parity was missed, since then none is made."""
 
@@ -41,32 +43,39 @@ def export_checkpoint(
     *,
     name: str | None = None,
     version: int | None = None,
+    variants: Iterable[str] = (DEFAULT_VARIANT,),
+    max_kl: float | None = None,
     progress: Progress = lambda _: None,
 ) -> Exported:
     """Export a checkpoint into a model repository, as the next version of the model unless one is named.
 
-    Raises ConfigError where the name or version cannot be used, or the disk fails.
+    `max_kl` is the largest KL divergence from float32, in nats, of variants of lower precision; their precision's
+    limit where absent.
+    Raises ConfigError where a variant, the name or the version cannot be used, or the disk fails.
     """
+    chosen = plans(variants)
     spec = checkpoint.plugin.spec(checkpoint.config)
     with new_bundle(repository, checkpoint.name if name is None else name, version) as draft:
         progress("tracing the model")
-        variant = _write_graphs(checkpoint, spec, draft.folder)
+        traced = trace_step(checkpoint.in_raw_units(), spec)
+        written = {n: _write_graphs(n, plan, plan.lower(traced), spec, draft.folder) for n, plan in chosen.items()}
         _copy_checkpoint(checkpoint, draft.folder)
         content = BundleContent(
             plugin=checkpoint.plugin.name,
             plugin_config=checkpoint.config.model_dump(mode="json"),
             model=spec,
-            variants={CPU_FLOAT32: variant},
+            variants=written,
             created_with=library_versions(),
             special_tokens=checkpoint.special_tokens,
             tokenizer=TOKENIZER_FILE if checkpoint.tokenizer_file else None,
         )
-        bundle = draft.preview(content)
-        certificate = certify(bundle, CPU_FLOAT32, _reference(checkpoint), _scale(checkpoint), progress)
-        if not certificate.passed:
-            return Exported(certificate, None)
-        (draft.folder / variant.certificate).write_text(certificate.to_json(), encoding="utf-8")
-        return Exported(certificate, draft.commit(content))
+        certify = _certifier(draft.preview(content), checkpoint, progress)
+        certificates = {variant: certify(variant, limits(plan.precision, max_kl)) for variant, plan in chosen.items()}
+        if not all(certificate.passed for certificate in certificates.values()):
+            return Exported(tuple(certificates.values()), None)
+        for variant, certificate in certificates.items():
+            (draft.folder / written[variant].certificate).write_text(certificate.to_json(), encoding="utf-8")
+        return Exported(tuple(certificates.values()), draft.commit(content))
 
 
 @dataclass(frozen=True)
@@ -87,30 +96,37 @@ def verify_bundle(path: Path, *, progress: Progress = lambda _: None) -> dict[st
     if CHECKPOINT_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle}: holds no {CHECKPOINT_FILE}, so there is nothing to verify it against")
     checkpoint = load_checkpoint(bundle.folder)
-    reference, scale = _reference(checkpoint), _scale(checkpoint)
-    return {name: Verified(stored[name], certify(bundle, name, reference, scale, progress)) for name in stored}
+    certify = _certifier(bundle, checkpoint, progress)
+    return {name: Verified(before, certify(name, before.limits)) for name, before in stored.items()}
 
 
-def _reference(checkpoint: Checkpoint) -> ReferenceDecoder:
-    return ReferenceDecoder(checkpoint.in_raw_units(), checkpoint.plugin.spec(checkpoint.config))
+def _certifier(
+    bundle: Bundle, checkpoint: Checkpoint, progress: Progress
+) -> Callable[[str, Limits | None], Certificate]:
+    """Certify one variant after another against the same checkpoint."""
+    reference = ReferenceDecoder(checkpoint.in_raw_units(), bundle.manifest.model)
+    standardization, held_out = checkpoint.standardization, checkpoint.held_out()
+    scale = Scale(standardization.mean, standardization.deviation) if standardization else Scale()
+
+    def certify_variant(name: str, limits: Limits | None) -> Certificate:
+        def tell(stage: str) -> None:
+            progress(f"{name}: {stage}")
+
+        return certify(bundle, name, reference, scale, tell, held_out=held_out, limits=limits)
+
+    return certify_variant
 
 
-def _scale(checkpoint: Checkpoint) -> Scale:
-    standardization = checkpoint.standardization
-    return Scale(standardization.mean, standardization.deviation) if standardization else Scale()
-
-
-def _write_graphs(checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> Variant:
-    """Write the graphs and the weights that they share."""
-    traced = trace_step(checkpoint.in_raw_units(), spec)
+def _write_graphs(name: str, plan: VariantPlan, traced: TracedStep, spec: ModelSpec, folder: Path) -> Variant:
+    """Write the graphs of a variant and the weights that they share."""
     variant = Variant(
-        device="cpu",
-        precision="float32",
-        step=f"step.{CPU_FLOAT32}.onnx",
+        device=plan.device,
+        precision=plan.precision,
+        step=f"step.{name}.onnx",
         # A Loop would copy caches at every step; they are appended to in place, one step to a run.
-        decode=None if any(s.kind == "cache" for s in spec.state) else f"decode.{CPU_FLOAT32}.onnx",
-        data=(f"weights.{CPU_FLOAT32}.data",),
-        certificate=f"certificate.{CPU_FLOAT32}.json",
+        decode=None if any(s.kind == "cache" for s in spec.state) else f"decode.{name}.onnx",
+        data=(f"weights.{name}.data",),
+        certificate=f"certificate.{name}.json",
     )
     weights = write_weights(folder / variant.data[0], traced.weights)
     for file, build in zip(variant.graphs, (step_graph, decode_graph), strict=False):
@@ -122,6 +138,5 @@ def _write_graphs(checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> Vari
 
 def _copy_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """The checkpoint goes along, so that `verify` needs the bundle alone."""
-    names = [WEIGHTS_FILE, CHECKPOINT_FILE, *([TOKENIZER_FILE] if checkpoint.tokenizer_file else [])]
-    for name in names:
+    for name in (*checkpoint.files, CHECKPOINT_FILE):
         shutil.copyfile(checkpoint.folder / name, folder / name)

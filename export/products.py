@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from export.builder import GraphBuilder
-from export.graphs import values_read
-from export.trace import TracedStep
+from export.builder import GraphBuilder, values_read
+from statewise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from export.trace import TracedStep
 
 MIN_NUMBERS = 2**16
 """Smaller matrices stay as they are: they lie in a core's own cache, and quantizing the row costs what it saves
@@ -38,9 +40,17 @@ class Scheme(Protocol):
 
 
 def replace_products(traced: TracedStep, scheme: Scheme) -> TracedStep:
-    """The step with every MatMul and Gemm by a constant matrix of MIN_NUMBERS or more in that scheme."""
+    """The step with every MatMul and Gemm by a constant matrix of MIN_NUMBERS or more in that scheme.
+
+    Raises ConfigError where the model has no such matrix.
+    """
     rewriter = _Rewriter(scheme, traced.weights)
     nodes = rewriter.rewrite(traced.nodes, {})
+    if not rewriter.encoded:
+        raise ConfigError(
+            f"--variant: no matrix of this model has {MIN_NUMBERS:,} numbers, so that quantizing it "
+            "would gain nothing; export it as cpu-float32"
+        )
     read = values_read(nodes)
     weights = traced.weights | rewriter.encoded
     return replace(traced, nodes=nodes, weights={name: array for name, array in weights.items() if name in read})

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from export.cells import expand_cells, spare_rows
 from export.int4 import int4_products
 from export.int8 import int8_products
-from export.trace import TracedStep
 from statewise.errors import ConfigError
 
-Pass = Callable[[TracedStep], TracedStep]
+if TYPE_CHECKING:
+    # At run time it would bring torch along, which `--help` need not wait for.
+    from export.trace import TracedStep
+
+Pass = Callable[["TracedStep"], "TracedStep"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ VARIANTS: dict[str, VariantPlan] = {
         (expand_cells, spare_rows, int4_products),
     ),
 }
+
+DEFAULT_VARIANT = "cpu-float32"
 
 
 def plans(names: Iterable[str]) -> dict[str, VariantPlan]:

@@ -160,7 +160,7 @@ def test_the_served_model_decodes_as_transformers_does(folders: dict[str, Path],
     from statewise.bundle import open_bundle
 
     exported = export_checkpoint(imported(folders[name], tmp_path / "out"), tmp_path / "models")
-    assert exported.folder is not None, exported.certificate
+    assert exported.folder is not None, exported.certificates
     engine = Engine.load(open_bundle(exported.folder), "cpu-float32", EngineSettings(max_rows=2, intra_op_threads=1))
     engine.start()
     try:
