@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.builder import GraphBuilder, untyped, values_read
+from export.builder import GraphBuilder, untyped
 from export.sampler import INPUTS, Sampled, add_sampler
 from export.trace import OPSET, TracedStep
 from statewise.manifest import ModelSpec, TokenInput
@@ -83,24 +83,28 @@ def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx
     return helper.make_graph([*nodes, *op.nodes], "body", inputs, [untyped(name) for name in outputs])
 
 
-def finish_model(graph: onnx.GraphProto, weights: Iterable[TensorProto]) -> onnx.ModelProto:
+def finish_model(graph: onnx.GraphProto, weights: Sequence[TensorProto]) -> onnx.ModelProto:
     """The graph with the weights it reads, checked."""
-    used = values_read(graph.node)
-    _weights_holder(graph).initializer.extend(weight for weight in weights if weight.name in used)
+    _add_weights(graph, weights)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="statewise")
     return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False)
 
 
-def _weights_holder(graph: onnx.GraphProto) -> onnx.GraphProto:
-    """The graph whose nodes read weights: for `decode` the body of its loop.
+def _add_weights(graph: onnx.GraphProto, weights: Sequence[TensorProto], outer: frozenset[str] = frozenset()) -> None:
+    """Put each weight into the graphs whose nodes read it, however deep, unless a graph around has it.
 
-    Of weights that lie further out ONNX Runtime packs none for MatMulNBits, which then takes five times as long.
+    ONNX Runtime packs the weights of MatMulNBits only where they lie near; without, it takes five times as long, and
+    computes in float32 instead.
     """
-    inner = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-    given = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
-    read_here = {name for node in graph.node for name in node.input if name}
-    return graph if read_here - given or len(inner) != 1 else _weights_holder(inner[0])
+    read = {name for node in graph.node for name in node.input} - outer
+    own = [weight for weight in weights if weight.name in read]
+    graph.initializer.extend(own)
+    seen = outer | {weight.name for weight in own}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _add_weights(attribute.g, weights, seen)
 
 
 def _result_names(spec: ModelSpec) -> list[str]:

@@ -37,7 +37,7 @@ class SelfReference:
     ) -> tuple[list[Array], list[NDArray[np.float32]]]:
         """Continue every prompt by `num_items`; returns the items of each row and the outputs they were chosen from."""
         runner, num_rows = self._decoder.runner, len(prompts)
-        last = [row[len(row) - 1] for row in self._decoder.prefill(prompts, [GREEDY] * num_rows, 64).outputs]
+        last = [row[max(row)] for row in self._decoder.prefill(prompts, [GREEDY] * num_rows, 64).outputs]
         chosen: list[list[Any]] = [[] for _ in prompts]
         seen: list[list[NDArray[np.float32]]] = [[] for _ in prompts]
         ones, no_uniforms = np.ones(num_rows, np.int64), np.zeros((num_rows, 1), np.float32)
