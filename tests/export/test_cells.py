@@ -42,9 +42,7 @@ def test_taken_apart_it_computes_what_the_operator_does(
     """
     monkeypatch.setattr(export.cells, "MIN_NUMBERS", 1)
     plugin = load_plugin(kind.partition("-")[0])
-    config = plugin.config_class.model_validate(
-        {"vocabulary_size": 31, "hidden_size": SIZE, "num_layers": 2, **KINDS[kind]}
-    )
+    config = plugin.config_class.model_validate({"vocabulary_size": 31, "hidden_size": SIZE, **KINDS[kind]})
     spec = plugin.spec(config)
     torch.manual_seed(0)
     traced = trace_step(plugin.build(config).eval(), spec)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from export.pipeline import export_checkpoint, verify_bundle
+from export.pipeline import export_checkpoint
 from server.engine import Engine, EngineSettings, GenerationRequest
 from server.engine.queue_channel import run_all
 from statewise.bundle import open_bundle
-from statewise.certificate import TokenDivergence, ValueDivergence, check_certificate
+from statewise.certificate import TokenDivergence, ValueDivergence, check_certificate, read_certificate
 from statewise.manifest import TokenInput
 from statewise.plugins import load_plugin
 from statewise.sampling import GREEDY, SamplingParams
@@ -23,7 +23,7 @@ from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 LARGE: dict[str, dict[str, Any]] = {
     "rnn": {"vocabulary_size": 61, "hidden_size": 256},
-    "lstm": {"vocabulary_size": 61, "hidden_size": 256, "num_layers": 2},
+    "lstm": {"vocabulary_size": 61, "hidden_size": 256},
     "gru": {"features": 3, "hidden_size": 256},
     "transformer": {
         "vocabulary_size": 300,
@@ -144,17 +144,18 @@ def test_held_out_data_go_along(tmp_path: Path, statewise: Statewise) -> None:
     checkpoint = make_checkpoint("rnn", tmp_path / "checkpoint", held_out)
     np.testing.assert_array_equal(checkpoint.held_out(), held_out)
 
-    exported = export_checkpoint(checkpoint, tmp_path / "models", variants=("cpu-float32", "cpu-int8"), max_kl=0.5)
+    exported = export_checkpoint(checkpoint, tmp_path / "models", variants=("cpu-int8",), max_kl=0.5)
     assert exported.folder is not None
-    outcome = statewise("verify", exported.folder, "--report", "junit")
-    verified = verify_bundle(exported.folder)["cpu-int8"]
+    stored = read_certificate(open_bundle(exported.folder), "cpu-int8")
+    outcome = statewise("verify", exported.folder, "--report", "json")
+    remade = json.loads(outcome.stdout)[0]
 
     assert outcome.code == 0, outcome.stderr
-    assert "divergence from float32" in outcome.stdout
-    assert verified.stored.divergence == verified.remade.divergence
-    assert verified.remade.divergence.held_out == "data"
-    assert verified.remade.divergence.num_tokens == 2 * 256
-    assert verified.remade.limits.kl_divergence == 0.5
+    assert "divergence from float32" in outcome.stderr
+    assert isinstance(stored.divergence, TokenDivergence)
+    assert remade["divergence"] == stored.divergence.model_dump()
+    assert (stored.divergence.held_out, stored.divergence.num_tokens) == ("data", 2 * 256)
+    assert remade["limits"]["kl_divergence"] == 0.5
 
 
 def test_held_out_items_that_the_model_cannot_read_are_refused(tmp_path: Path, statewise: Statewise) -> None:
