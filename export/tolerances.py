@@ -15,10 +15,13 @@ CACHES = Tolerances(absolute=1e-4, relative=1e-5, near_tie=1e-3)
 """Attention adds up many more numbers: two float32 implementations of one large decoder differ by a few 1e-5."""
 
 SHARE = 0.5
-"""Tolerance of a variant that is held against itself, in deviations of its outputs. Where a prefill and single steps
-differ in their last bit, an activation may be rounded to the next whole number, and the layers behind carry that on: over
-millions of outputs it came to 0.002 deviations at most behind 3 layers, and 0.12 behind 12. A wrong state or mask is of
-the size of the deviation itself. Tokens are compared from the same state, so that only a real near tie may change them."""
+"""Tolerance of a variant that is held against itself, in deviations of its outputs.
+
+Where a prefill and single steps differ in their last bit, an activation may be rounded to the next whole number, and
+the layers behind carry that on: over millions of outputs it came to 0.002 deviations at most behind 3 layers, and to 0.12
+behind 12. A wrong state or mask is of the size of the deviation itself. Tokens are compared from equal states, so that
+only a real near tie may change them.
+"""
 
 LIMITS = {
     "int8": Limits(kl_divergence=0.01, perplexity_ratio=1.02, difference=0.02),
