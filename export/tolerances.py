@@ -18,7 +18,7 @@ SHARE = 0.5
 """Tolerance of a variant that is held against itself, in deviations of its outputs.
 
 Where a prefill and single steps differ in their last bit, an activation may be rounded to the next whole number, and
-the layers behind carry that on: over millions of outputs it came to 0.002 deviations at most behind 3 layers, and to 0.12
+the layers behind carry that on: over millions of outputs it came to 0.002 deviations at most behind 3 layers, to 0.12
 behind 12. A wrong state or mask is of the size of the deviation itself. Tokens are compared from equal states, so that
 only a real near tie may change them.
 """
