@@ -27,7 +27,7 @@ class GraphBuilder:
             raise AttributeError(op_type)
         return lambda *inputs, **attributes: self.node(op_type, inputs, 1, **attributes)[0]
 
-    def node(self, op_type: str, inputs: Sequence[str], num_outputs: int, **attributes: Any) -> tuple[str, ...]:
+    def node(self, op_type: str, inputs: Sequence[str], num_outputs: int, /, **attributes: Any) -> tuple[str, ...]:
         """Add a node; returns the names of its outputs."""
         outputs = tuple(self.new_name() for _ in range(num_outputs))
         self.nodes.append(helper.make_node(op_type, list(inputs), list(outputs), **attributes))
@@ -81,3 +81,14 @@ def renamed_nodes(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> lis
                     info.name = names.get(info.name, info.name)
         copies.append(copy)
     return copies
+
+
+def values_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Names of the values that nodes read, in nested graphs too."""
+    read: set[str] = set()
+    for node in nodes:
+        read.update(node.input)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                read |= values_read(attribute.g.node)
+    return read

@@ -1,20 +1,27 @@
-"""The parity certificate: the bundle, run by the server's runtime, against the PyTorch reference."""
+"""The parity certificate: a variant, run by the server's runtime, against the PyTorch reference.
+
+A variant of lower precision is held against itself instead, and its divergence from PyTorch is measured and bounded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from export.divergence import measure_divergence
 from export.driver import RuntimeDecoder
+from export.inputs import DATA_SEED, Scale, held_out_rows, random_items
 from export.near_ties import is_near_tie
+from export.self_reference import SelfReference
+from export.tolerances import against_itself, against_pytorch
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
-from statewise.certificate import Case, Certificate, OutputAgreement, TokenAgreement, Tolerances
+from statewise.certificate import Case, Certificate, Limits, OutputAgreement, TokenAgreement, Tolerances
 from statewise.manifest import ModelSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
 from statewise.versions import installed_versions
@@ -22,10 +29,7 @@ from training.decoding import ReferenceDecoder
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
-
-TOLERANCES = Tolerances(absolute=1e-5, relative=1e-5, near_tie=1e-4)
-CACHE_TOLERANCES = Tolerances(absolute=1e-4, relative=1e-5, near_tie=1e-3)
-"""Attention adds up many more numbers: two float32 implementations of one large decoder differ by a few 1e-5."""
+Reference = ReferenceDecoder | SelfReference
 
 PROMPT_LENGTHS = (1, 2, 7, 63, 64, 65, 130)
 """One item, two, an odd number, around a prefill chunk, and more than two of them."""
@@ -39,7 +43,6 @@ NUM_REAL_GENERATED = 32
 STEPS_PER_RUN = (1, 5, 16, 2)
 MIXED_CHUNK = 16
 """Items of a prompt that are read beside decoding rows."""
-DATA_SEED = 20_111
 SAMPLED = (
     SamplingParams(seed=1),
     SamplingParams(seed=2, temperature=0.8, top_k=20),
@@ -57,14 +60,6 @@ PENALIZED = (
 """Apart from the others: penalties need each token before the next, so that one run makes one."""
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Mean and deviation of the vectors that a model reads, one number per feature or one for all."""
-
-    mean: ArrayLike = 0.0
-    deviation: ArrayLike = 1.0
-
-
 @dataclass
 class _Findings:
     tolerances: Tolerances
@@ -74,61 +69,65 @@ class _Findings:
     positions: int = 0
     batch_invariant: bool = True
     chunk_invariant: bool = True
+    greedy: TokenAgreement | None = None
+    sampled: TokenAgreement | None = None
+
+    @property
+    def passed(self) -> bool:
+        tokens = [agreement for agreement in (self.greedy, self.sampled) if agreement is not None]
+        return (
+            all(case.passed for case in self.cases)
+            and self.batch_invariant
+            and self.chunk_invariant
+            and all(t.equal + t.near_ties == t.compared for t in tokens)
+        )
 
 
 def certify(
     bundle: Bundle,
     variant_name: str,
     reference: ReferenceDecoder,
-    scale: Scale = Scale(),
+    scale: Scale,
     progress: Progress = lambda _: None,
+    *,
+    limits: Limits | None = None,
+    held_out: Array | None = None,
 ) -> Certificate:
-    """Run every comparison; the certificate says whether all of them passed."""
+    """Run every comparison; the certificate says whether all of them passed.
+
+    With `limits` the variant is held against itself, and its divergence from the reference against the limits; that is
+    measured on `held_out` items, `[time]` or `[time, features]`, or on what the reference samples.
+    """
     spec = bundle.manifest.model
-    limit = spec.max_positions or max(PROMPT_LENGTHS) + NUM_GENERATED
-    runner = Runner.load(bundle, variant_name, max_rows=max(BATCH_SIZES))
-    decoder = RuntimeDecoder(runner)
-    # Half of a bounded model's positions are left for what is generated.
-    prompts = _prompts(spec, sorted({min(length, limit // 2) for length in PROMPT_LENGTHS}), scale)
-    found = _Findings(_tolerances(spec))
-    progress("outputs at every position")
-    _compare_outputs(decoder, reference, prompts, found)
-    if spec.max_positions is not None:
-        (prompt,) = _prompts(spec, (min(spec.max_positions - 1, MAX_NEAR_LIMIT),), scale)
-        _compare_near_limit(decoder, reference, prompt, found)
-    progress("batch invariance")
-    found.batch_invariant = _is_batch_invariant(decoder, prompts, min(24, limit - max(map(len, prompts))))
-    greedy = sampled = None
-    if isinstance(spec.input, TokenInput):
-        progress("greedy tokens")
-        greedy = _compare_tokens(decoder, reference, prompts, [GREEDY] * len(prompts), limit, STEPS_PER_RUN)
-        progress("sampled tokens")
-        sampled = _add(
-            _compare_tokens(decoder, reference, prompts, SAMPLED, limit, STEPS_PER_RUN),
-            _compare_tokens(decoder, reference, prompts[-3:], PENALIZED, limit, (1,)),
-        )
+    decoder = RuntimeDecoder(Runner.load(bundle, variant_name, max_rows=max(BATCH_SIZES)))
+    if limits is None:
+        found = _compare(decoder, reference, against_pytorch(spec), scale, progress)
+        divergence = None
     else:
-        progress("values fed back")
-        _compare_fed_back(decoder, reference, prompts, found)
-    tokens_agree = all(t is None or t.equal + t.near_ties == t.compared for t in (greedy, sampled))
+        itself = SelfReference(decoder)
+        outputs = np.concatenate(itself.outputs(_prompts(spec, scale)))
+        found = _compare(decoder, itself, against_itself(outputs), scale, progress)
+        progress("divergence from float32")
+        rows = held_out_rows(held_out, reference, scale, bundle.manifest.special_tokens.start)
+        divergence = measure_divergence(decoder, reference, rows, scale)
     return Certificate(
         model=bundle.manifest.name,
         version=bundle.manifest.version,
         variant=variant_name,
-        passed=all(case.passed for case in found.cases)
-        and found.batch_invariant
-        and found.chunk_invariant
-        and tokens_agree,
+        passed=found.passed and (divergence is None or limits is None or divergence.within(limits)),
+        reference="pytorch" if limits is None else "itself",
         tolerances=found.tolerances,
         outputs=OutputAgreement(
             max_absolute_error=found.max_absolute_error,
             max_relative_error=found.max_relative_error,
             positions_compared=found.positions,
         ),
-        greedy_tokens=greedy,
-        sampled_tokens=sampled,
+        greedy_tokens=found.greedy,
+        sampled_tokens=found.sampled,
         batch_invariant=found.batch_invariant,
         chunk_invariant=found.chunk_invariant,
+        divergence=divergence,
+        limits=limits,
         cases=tuple(found.cases),
         seeds=(DATA_SEED, *(p.seed or 0 for p in (*SAMPLED, *PENALIZED))),
         libraries=library_versions(),
@@ -137,8 +136,41 @@ def certify(
     )
 
 
-def _tolerances(spec: ModelSpec) -> Tolerances:
-    return CACHE_TOLERANCES if any(state.kind == "cache" for state in spec.state) else TOLERANCES
+def _compare(
+    decoder: RuntimeDecoder, reference: Reference, tolerances: Tolerances, scale: Scale, progress: Progress
+) -> _Findings:
+    """Hold outputs and tokens against a reference, and rows in a batch against rows alone."""
+    spec = reference.spec
+    limit = spec.max_positions or max(PROMPT_LENGTHS) + NUM_GENERATED
+    prompts = _prompts(spec, scale)
+    found = _Findings(tolerances)
+    progress("outputs at every position")
+    _compare_outputs(decoder, reference, prompts, found)
+    if spec.max_positions is not None:
+        (prompt,) = random_items(spec, (min(spec.max_positions - 1, MAX_NEAR_LIMIT),), scale)
+        _compare_near_limit(decoder, reference, prompt, found)
+    progress("batch invariance")
+    found.batch_invariant = _is_batch_invariant(decoder, prompts, min(24, limit - max(map(len, prompts))))
+    if isinstance(spec.input, TokenInput):
+        tie = tolerances.near_tie
+        progress("greedy tokens")
+        greedy = [GREEDY] * len(prompts)
+        found.greedy = _compare_tokens(decoder, reference, prompts, greedy, limit, STEPS_PER_RUN, tie)
+        progress("sampled tokens")
+        found.sampled = _add(
+            _compare_tokens(decoder, reference, prompts, SAMPLED, limit, STEPS_PER_RUN, tie),
+            _compare_tokens(decoder, reference, prompts[-3:], PENALIZED, limit, (1,), tie),
+        )
+    else:
+        progress("values fed back")
+        _compare_fed_back(decoder, reference, prompts, found)
+    return found
+
+
+def _prompts(spec: ModelSpec, scale: Scale) -> list[Array]:
+    # Half of a bounded model's positions are left for what is generated.
+    longest = (spec.max_positions or 2 * max(PROMPT_LENGTHS)) // 2
+    return random_items(spec, sorted({min(length, longest) for length in PROMPT_LENGTHS}), scale)
 
 
 def library_versions() -> dict[str, str]:
@@ -148,15 +180,6 @@ def library_versions() -> dict[str, str]:
     )
 
 
-def _prompts(spec: ModelSpec, lengths: Iterable[int], scale: Scale) -> list[Array]:
-    rng = np.random.default_rng(DATA_SEED)
-    if isinstance(spec.input, TokenInput):
-        size = spec.input.vocabulary_size
-        return [rng.integers(0, size, length) for length in lengths]
-    features, mean, deviation = spec.input.features, np.asarray(scale.mean), np.asarray(scale.deviation)
-    return [(mean + deviation * rng.standard_normal((length, features))).astype(np.float32) for length in lengths]
-
-
 def _batches(prompts: list[Array]) -> Iterator[list[Array]]:
     """Ragged batches of every size, each with the longest prompt; and every prompt alone."""
     yield from ([prompt] for prompt in prompts)
@@ -164,16 +187,14 @@ def _batches(prompts: list[Array]) -> Iterator[list[Array]]:
         yield [prompts[-1 - index % len(prompts)] for index in range(size)]
 
 
-def _compare_outputs(
-    decoder: RuntimeDecoder, reference: ReferenceDecoder, prompts: list[Array], found: _Findings
-) -> None:
+def _compare_outputs(decoder: RuntimeDecoder, reference: Reference, prompts: list[Array], found: _Findings) -> None:
     expected = {len(row): row for row in reference.outputs(prompts)}
     for batch in _batches(prompts):
         for chunk in CHUNKS:
             _compare_batch(decoder, batch, chunk, expected, found)
 
 
-def _compare_near_limit(decoder: RuntimeDecoder, reference: ReferenceDecoder, prompt: Array, found: _Findings) -> None:
+def _compare_near_limit(decoder: RuntimeDecoder, reference: Reference, prompt: Array, found: _Findings) -> None:
     """A prompt that all but fills a bounded state, whole and in chunks."""
     expected = {len(prompt): reference.outputs([prompt])[0]}
     for chunk in (None, 64):
@@ -253,11 +274,12 @@ def _mixes_exactly(decoder: RuntimeDecoder, prompts: list[Array], params: list[S
 
 def _compare_tokens(
     decoder: RuntimeDecoder,
-    reference: ReferenceDecoder,
+    reference: Reference,
     prompts: list[Array],
     params: list[SamplingParams] | tuple[SamplingParams, ...],
     limit: int,
     steps_per_run: tuple[int, ...],
+    near_tie: float,
 ) -> TokenAgreement:
     prompts = [prompts[row % len(prompts)] for row in range(len(params))]
     params = [_within_vocabulary(p, reference.spec) for p in params]
@@ -272,7 +294,6 @@ def _compare_tokens(
             continue
         # From the first difference on the rows read different items, so nothing after it can be compared.
         at = int(differing[0])
-        near_tie = _tolerances(reference.spec).near_tie
         tie = is_near_tie(logits[row][at], p, prompts[row], expected[row][:at], int(actual[row][at]), near_tie)
         agreement = _add(agreement, TokenAgreement(compared=at + 1, equal=at, near_ties=int(tie)))
     return agreement
@@ -284,9 +305,7 @@ def _within_vocabulary(params: SamplingParams, spec: ModelSpec) -> SamplingParam
     return replace(params, logit_bias={token: bias for token, bias in params.logit_bias.items() if token < size})
 
 
-def _compare_fed_back(
-    decoder: RuntimeDecoder, reference: ReferenceDecoder, prompts: list[Array], found: _Findings
-) -> None:
+def _compare_fed_back(decoder: RuntimeDecoder, reference: Reference, prompts: list[Array], found: _Findings) -> None:
     params = [GREEDY] * len(prompts)
     actual, _ = decoder.generate(prompts, params, NUM_REAL_GENERATED, chunk=16, steps_per_run=STEPS_PER_RUN)
     expected, _ = reference.generate(prompts, params, NUM_REAL_GENERATED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from export.report import ReportFormat, render, table
+from export.variants import DEFAULT_VARIANT, VARIANTS, plans
 from statewise.errors import ConfigError, ParityError
 
 if TYPE_CHECKING:
@@ -18,6 +19,24 @@ if TYPE_CHECKING:
 
     from statewise.certificate import Certificate
 
+VariantOption = Annotated[
+    list[str],
+    typer.Option(
+        "--variant",
+        help="What to make; give it again for several in one bundle. "
+        + "; ".join(f"{name}: {plan.purpose}" for name, plan in VARIANTS.items())
+        + ".",
+    ),
+]
+MaxKLOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-kl",
+        min=0.0,
+        help="Variants of lower precision: largest mean KL divergence from float32, in nats per token "
+        "(in place of the precision's own limit).",
+    ),
+]
 ReportOption = Annotated[
     ReportFormat | None, typer.Option("--report", help="Also write a report, for CI: junit, json or markdown.")
 ]
@@ -33,26 +52,33 @@ def export(
     version: Annotated[
         int | None, typer.Option(min=1, help="Version to make; the next free one where absent. Never overwritten.")
     ] = None,
+    variant: VariantOption = [DEFAULT_VARIANT],  # noqa: B006 # typer copies it
+    max_kl: MaxKLOption = None,
     report: ReportOption = None,
     report_file: ReportFileOption = None,
 ) -> None:
     """Export a checkpoint to ONNX, certify it against PyTorch and add it to a model repository.
 
     The bundle is run by the server's own runtime and must give PyTorch's outputs and tokens; where it does not,
-    no bundle is made and the exit code is 1.
+    no bundle is made and the exit code is 1. A variant of lower precision is held against itself, and its divergence
+    from PyTorch in float32 is measured on held-out text and bounded.
     """
+    _check_report(report, report_file)
+    plans(variant)
     from export.pipeline import export_checkpoint
     from training.checkpoint import load_checkpoint
 
-    _check_report(report, report_file)
     console = Console(stderr=True)
     with _progress(console, "Export") as progress:
         progress("loading the checkpoint")
         loaded = load_checkpoint(checkpoint)
-        exported = export_checkpoint(loaded, to, name=name, version=version, progress=progress)
-    _show(console, [exported.certificate], report, report_file)
+        exported = export_checkpoint(
+            loaded, to, name=name, version=version, variants=variant, max_kl=max_kl, progress=progress
+        )
+    _show(console, exported.certificates, report, report_file)
     if exported.folder is None:
-        raise ParityError("the exported graphs do not compute what PyTorch computes; no bundle was made")
+        missed = ", ".join(c.variant for c in exported.certificates if not c.passed)
+        raise ParityError(f"{missed}: the exported graphs do not compute what PyTorch computes; no bundle was made")
     # Not wrapped, so that a path can be copied.
     console.print(f"Bundle: {exported.folder}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"Serve it: statewise serve --models {to}", soft_wrap=True, highlight=False, markup=False)
@@ -77,7 +103,7 @@ def verify(
     _show(console, [v.remade for v in verified.values()], report, report_file)
     for variant, result in verified.items():
         before, now = result.stored.outputs.max_absolute_error, result.remade.outputs.max_absolute_error
-        console.print(f"{variant}: largest error at export {before:.2e}, here {now:.2e}")
+        console.print(f"{variant}: largest error at export {before:.2e}, here {now:.2e}", highlight=False)
     missed = [variant for variant, result in verified.items() if not result.remade.passed]
     if missed:
         raise ParityError(f"{', '.join(missed)}: on this machine the graphs do not compute what PyTorch computes")
@@ -104,7 +130,7 @@ def _check_report(report: ReportFormat | None, report_file: Path | None) -> None
 
 
 def _show(
-    console: Console, certificates: list[Certificate], report: ReportFormat | None, report_file: Path | None
+    console: Console, certificates: Sequence[Certificate], report: ReportFormat | None, report_file: Path | None
 ) -> None:
     for certificate in certificates:
         console.print(table(certificate))

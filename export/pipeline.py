@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from export.certify import Scale, certify, library_versions
+from export.certify import certify, library_versions
 from export.graphs import decode_graph, finish_model, mixed_graph, step_graph
+from export.inputs import Scale
+from export.tolerances import limits
 from export.trace import trace_mixed, trace_step
+from export.variants import DEFAULT_VARIANT, VariantPlan, plans
 from export.weights import share_weights, write_weights
-from statewise.bundle import open_bundle, resolve_bundle
+from statewise.bundle import Bundle, open_bundle, resolve_bundle
 from statewise.bundle_writer import BundleContent, new_bundle
-from statewise.certificate import Certificate, check_certificate
+from statewise.certificate import Certificate, Limits, check_certificate
 from statewise.errors import BundleError
 from statewise.manifest import ModelSpec, Variant
-from training.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint
+from training.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, Checkpoint, load_checkpoint
 from training.decoding import ReferenceDecoder
 
 Progress = Callable[[str], None]
-
-CPU_FLOAT32 = "cpu-float32"
 
 
 @dataclass(frozen=True)
 class Exported:
     """The outcome of an export."""
 
-    certificate: Certificate
+    certificates: tuple[Certificate, ...]
+    """One for each variant."""
     folder: Path | None
     """The bundle; None where parity was missed, since then none is made."""
 
@@ -41,32 +43,38 @@ def export_checkpoint(
     *,
     name: str | None = None,
     version: int | None = None,
+    variants: Iterable[str] = (DEFAULT_VARIANT,),
+    max_kl: float | None = None,
     progress: Progress = lambda _: None,
 ) -> Exported:
     """Export a checkpoint into a model repository, as the next version of the model unless one is named.
 
-    Raises ConfigError where the name or version cannot be used, or the disk fails.
+    `max_kl` is the largest KL divergence from float32, in nats, of variants of lower precision; their precision's
+    limit where absent.
+    Raises ConfigError where a variant, the name or the version cannot be used, or the disk fails.
     """
+    chosen = plans(variants)
     spec = checkpoint.plugin.spec(checkpoint.config)
     with new_bundle(repository, checkpoint.name if name is None else name, version) as draft:
         progress("tracing the model")
-        variant = _write_graphs(checkpoint, spec, draft.folder)
+        written = {n: _write_graphs(n, plan, checkpoint, spec, draft.folder) for n, plan in chosen.items()}
         _copy_checkpoint(checkpoint, draft.folder)
         content = BundleContent(
             plugin=checkpoint.plugin.name,
             plugin_config=checkpoint.config.model_dump(mode="json"),
             model=spec,
-            variants={CPU_FLOAT32: variant},
+            variants=written,
             created_with=library_versions(),
             special_tokens=checkpoint.special_tokens,
             tokenizer=TOKENIZER_FILE if checkpoint.tokenizer_file else None,
         )
-        bundle = draft.preview(content)
-        certificate = certify(bundle, CPU_FLOAT32, _reference(checkpoint), _scale(checkpoint), progress)
-        if not certificate.passed:
-            return Exported(certificate, None)
-        (draft.folder / variant.certificate).write_text(certificate.to_json(), encoding="utf-8")
-        return Exported(certificate, draft.commit(content))
+        certify = _certifier(draft.preview(content), checkpoint, progress)
+        certificates = {variant: certify(variant, limits(plan.precision, max_kl)) for variant, plan in chosen.items()}
+        if not all(certificate.passed for certificate in certificates.values()):
+            return Exported(tuple(certificates.values()), None)
+        for variant, certificate in certificates.items():
+            (draft.folder / written[variant].certificate).write_text(certificate.to_json(), encoding="utf-8")
+        return Exported(tuple(certificates.values()), draft.commit(content))
 
 
 @dataclass(frozen=True)
@@ -87,42 +95,49 @@ def verify_bundle(path: Path, *, progress: Progress = lambda _: None) -> dict[st
     if CHECKPOINT_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle}: holds no {CHECKPOINT_FILE}, so there is nothing to verify it against")
     checkpoint = load_checkpoint(bundle.folder)
-    reference, scale = _reference(checkpoint), _scale(checkpoint)
-    return {name: Verified(stored[name], certify(bundle, name, reference, scale, progress)) for name in stored}
+    certify = _certifier(bundle, checkpoint, progress)
+    return {name: Verified(before, certify(name, before.limits)) for name, before in stored.items()}
 
 
-def _reference(checkpoint: Checkpoint) -> ReferenceDecoder:
-    return ReferenceDecoder(checkpoint.in_raw_units(), checkpoint.plugin.spec(checkpoint.config))
+def _certifier(
+    bundle: Bundle, checkpoint: Checkpoint, progress: Progress
+) -> Callable[[str, Limits | None], Certificate]:
+    """Certify one variant after another against the same checkpoint."""
+    reference = ReferenceDecoder(checkpoint.in_raw_units(), bundle.manifest.model)
+    standardization, held_out = checkpoint.standardization, checkpoint.held_out()
+    scale = Scale(standardization.mean, standardization.deviation) if standardization else Scale()
+
+    def certify_variant(name: str, limits: Limits | None) -> Certificate:
+        def tell(stage: str) -> None:
+            progress(f"{name}: {stage}")
+
+        return certify(bundle, name, reference, scale, tell, held_out=held_out, limits=limits)
+
+    return certify_variant
 
 
-def _scale(checkpoint: Checkpoint) -> Scale:
-    standardization = checkpoint.standardization
-    return Scale(standardization.mean, standardization.deviation) if standardization else Scale()
-
-
-def _write_graphs(checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> Variant:
-    """Write the graphs and the weights that they share."""
+def _write_graphs(name: str, plan: VariantPlan, checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> Variant:
+    """Write the graphs of a variant and the weights that they share."""
     module = checkpoint.in_raw_units()
-    traced = trace_step(module, spec)
-    graphs, weights = {"step": step_graph(traced, spec)}, traced.weights
+    step = plan.lower(trace_step(module, spec))
+    graphs, weights = {"step": step_graph(step, spec)}, step.weights
     if not any(s.kind == "cache" for s in spec.state):
         # A Loop would copy caches at every step; they are appended to in place, one step to a run.
-        graphs["decode"] = decode_graph(traced, spec)
+        graphs["decode"] = decode_graph(step, spec)
     if checkpoint.plugin.mixes:
-        mixed = share_weights(trace_mixed(module, spec), weights)
+        mixed = share_weights(plan.lower(trace_mixed(module, spec)), weights)
         graphs["mixed"], weights = mixed_graph(mixed, spec), weights | mixed.weights
-    files = {name: f"{name}.{CPU_FLOAT32}.onnx" for name in graphs}
-    data = f"weights.{CPU_FLOAT32}.data"
+    files = {graph: f"{graph}.{name}.onnx" for graph in graphs}
+    data = f"weights.{name}.data"
     initializers = write_weights(folder / data, weights)
-    for name, graph in graphs.items():
-        onnx.save_model(finish_model(graph, initializers), folder / files[name])
-        onnx.checker.check_model(str(folder / files[name]))
-    certificate = f"certificate.{CPU_FLOAT32}.json"
-    return Variant(device="cpu", precision="float32", data=(data,), certificate=certificate, **files)
+    for graph, file in files.items():
+        onnx.save_model(finish_model(graphs[graph], initializers), folder / file)
+        onnx.checker.check_model(str(folder / file))
+    certificate = f"certificate.{name}.json"
+    return Variant(device=plan.device, precision=plan.precision, data=(data,), certificate=certificate, **files)
 
 
 def _copy_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """The checkpoint goes along, so that `verify` needs the bundle alone."""
-    names = [WEIGHTS_FILE, CHECKPOINT_FILE, *([TOKENIZER_FILE] if checkpoint.tokenizer_file else [])]
-    for name in names:
+    for name in (*checkpoint.files, CHECKPOINT_FILE):
         shutil.copyfile(checkpoint.folder / name, folder / name)

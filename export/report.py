@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from xml.etree import ElementTree as ET
 
 from rich.table import Table
 
-from statewise.certificate import Case, Certificate, TokenAgreement
+from statewise.certificate import Case, Certificate, TokenAgreement, ValueDivergence
 
 
 class ReportFormat(StrEnum):
@@ -31,10 +32,13 @@ class Check:
 def checks(certificate: Certificate) -> list[Check]:
     """What the certificate compared, one line each."""
     tolerances, outputs = certificate.tolerances, certificate.outputs
-    limit = f"{tolerances.absolute:g} + {tolerances.relative:g} x |value|"
+    if certificate.reference == "pytorch":
+        against, limit = "PyTorch", f"{tolerances.absolute:g} + {tolerances.relative:g} x |value|"
+    else:
+        against, limit = "single steps", f"{tolerances.absolute:.2g}"
     lines = [
         Check(
-            "outputs against PyTorch",
+            f"outputs against {against}",
             all(case.passed for case in certificate.cases),
             f"max error {outputs.max_absolute_error:.2e} (limit {limit}) at {outputs.positions_compared} positions",
         )
@@ -61,7 +65,36 @@ def checks(certificate: Certificate) -> list[Check]:
             "within limit" if certificate.chunk_invariant else "differs",
         )
     )
-    return lines
+    return [*lines, *_divergence(certificate)]
+
+
+def _divergence(certificate: Certificate) -> list[Check]:
+    divergence, limits = certificate.divergence, certificate.limits
+    if divergence is None or limits is None:
+        return []
+    if isinstance(divergence, ValueDivergence):
+        figure = (
+            f"mean difference {divergence.mean_difference:.2g} (limit {limits.difference:g}), "
+            f"max {divergence.max_difference:.2g} deviations; {divergence.num_items} {divergence.held_out} items"
+        )
+        return [Check("divergence from float32", certificate.is_close, figure)]
+    ratio = divergence.perplexity / divergence.perplexity_float32
+    return [
+        Check(
+            "divergence from float32",
+            certificate.is_close,
+            f"KL {divergence.kl_divergence:.2g} nats (limit {limits.kl_divergence:g}), perplexity "
+            f"{divergence.perplexity_float32:.2f} -> {divergence.perplexity:.2f}, ratio {ratio:.4f} "
+            f"(limit {limits.perplexity_ratio:g}); {divergence.num_tokens} {divergence.held_out} tokens",
+        ),
+        # Reported, and bounded by nothing: at a near tie any change turns the choice, and greedy runs part for good.
+        Check(
+            "greedy tokens as in float32",
+            True,
+            f"{divergence.equal_greedy:.1%} position by position; the first {divergence.common_prefix:.0f} "
+            f"of {divergence.num_generated} in a row",
+        ),
+    ]
 
 
 def table(certificate: Certificate) -> Table:
@@ -78,7 +111,7 @@ def table(certificate: Certificate) -> Table:
     return result
 
 
-def render(certificates: list[Certificate], report: ReportFormat) -> str:
+def render(certificates: Sequence[Certificate], report: ReportFormat) -> str:
     """The report's text."""
     if report is ReportFormat.JSON:
         return "[\n" + ",\n".join(c.to_json().strip() for c in certificates) + "\n]\n"
@@ -109,7 +142,7 @@ def _markdown(certificate: Certificate) -> str:
     return "\n".join([*lines, "", f"{len(certificate.cases)} cases; {versions}", ""])
 
 
-def _junit(certificates: list[Certificate]) -> str:
+def _junit(certificates: Sequence[Certificate]) -> str:
     root = ET.Element("testsuites")
     for certificate in certificates:
         rows = [(c.name, c.passed, c.figure) for c in checks(certificate)]

@@ -29,7 +29,7 @@ class Tolerances(Figures):
 
 
 class OutputAgreement(Figures):
-    """How far the outputs lie from PyTorch's, over all cases."""
+    """How far the outputs lie from the reference's, over all cases."""
 
     max_absolute_error: float
     max_relative_error: float
@@ -37,12 +37,59 @@ class OutputAgreement(Figures):
 
 
 class TokenAgreement(Figures):
-    """How many tokens are PyTorch's."""
+    """How many tokens are the reference's."""
 
     compared: int = Field(ge=0)
     equal: int = Field(ge=0)
     near_ties: int = Field(default=0, ge=0)
     """Tokens that differ within the tolerance."""
+
+
+class Limits(Figures):
+    """How far a variant of lower precision may lie from PyTorch in float32."""
+
+    kl_divergence: float = Field(ge=0)
+    """Nats per token, mean."""
+    perplexity_ratio: float = Field(ge=1)
+    """Perplexity of the variant over that of float32."""
+    difference: float = Field(ge=0)
+    """Real vectors: mean absolute difference, in units of the data's standard deviation."""
+
+
+class TokenDivergence(Figures):
+    """A variant and PyTorch in float32 on the same tokens, each predicted from those before it."""
+
+    held_out: Literal["data", "sampled"]
+    """Tokens that training has not seen, or, where the checkpoint has none, drawn from the float32 model itself."""
+    num_tokens: int = Field(ge=1)
+    perplexity_float32: float
+    perplexity: float
+    kl_divergence: float
+    """Of the variant's distribution from that of float32, mean, in nats."""
+    equal_greedy: float
+    """Share of tokens of which both hold the same one for the most probable."""
+    common_prefix: float
+    """Mean number of greedy tokens after a prompt until the two part, of `num_generated`."""
+    num_generated: int = Field(ge=1)
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        ratio = self.perplexity / self.perplexity_float32
+        return self.kl_divergence <= limits.kl_divergence and ratio <= limits.perplexity_ratio
+
+
+class ValueDivergence(Figures):
+    """A variant and PyTorch in float32 on the same real vectors, in units of the data's standard deviation."""
+
+    held_out: Literal["data", "sampled"]
+    """Vectors that training has not seen, or, where the checkpoint has none, normally distributed ones."""
+    num_items: int = Field(ge=1)
+    mean_difference: float
+    max_difference: float
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        return self.mean_difference <= limits.difference
 
 
 class Case(Figures):
@@ -65,6 +112,10 @@ class Certificate(Figures):
     version: int = Field(ge=1)
     variant: str
     passed: bool
+    reference: Literal["pytorch", "itself"] = "pytorch"
+    """What outputs and tokens were held against. Rounded to few bits, nothing equals PyTorch within a tolerance: such a
+    variant is held against itself, fed one item at a time and sampled by the rules in NumPy, and the tolerances say how
+    far its batches, chunks and graphs may lie apart; `divergence` says how far it lies from PyTorch."""
     tolerances: Tolerances
     outputs: OutputAgreement
     greedy_tokens: TokenAgreement | None = None
@@ -74,6 +125,9 @@ class Certificate(Figures):
     """A row alone gives bit for bit what it gives in a full batch, and beside a prompt that is read in the same run."""
     chunk_invariant: bool
     """A prompt in chunks gives what it gives whole, within the tolerances."""
+    divergence: TokenDivergence | ValueDivergence | None = None
+    """From PyTorch in float32; None where the outputs themselves were held against it."""
+    limits: Limits | None = None
     cases: tuple[Case, ...] = Field(min_length=1)
     seeds: tuple[int, ...]
     libraries: dict[str, str]
@@ -87,7 +141,16 @@ class Certificate(Figures):
     def _passed_means_all(self) -> Certificate:
         if self.passed and not all(case.passed for case in self.cases):
             raise ValueError("says passed, but a case of it did not")
+        if self.reference == "itself" and (self.divergence is None or self.limits is None):
+            raise ValueError("was not held against PyTorch, and says neither how far from it nor what is allowed")
+        if self.passed and not self.is_close:
+            raise ValueError("says passed, but lies further from float32 than its limits")
         return self
+
+    @property
+    def is_close(self) -> bool:
+        """Whether its divergence from float32, if it speaks of one, is within its limits."""
+        return self.divergence is None or self.limits is None or self.divergence.within(self.limits)
 
     def to_json(self) -> str:
         """Return the text of the file."""

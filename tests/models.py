@@ -82,7 +82,7 @@ def export_model(name: str, repository: Path) -> Path:
     from export.pipeline import export_checkpoint
 
     exported = export_checkpoint(_checkpoint(name), repository)
-    assert exported.folder is not None, exported.certificate
+    assert exported.folder is not None, exported.certificates
     return exported.folder
 
 

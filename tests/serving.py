@@ -62,7 +62,7 @@ def _export(folder: Path, name: str, special_tokens: SpecialTokens, tokenizer_fi
         tokenizer_file=tokenizer_file,
     )
     exported = export_checkpoint(load_checkpoint(folder / name), folder / "models")
-    assert exported.folder is not None, exported.certificate
+    assert exported.folder is not None, exported.certificates
 
 
 @contextmanager

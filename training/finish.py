@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from statewise.errors import ConfigError
 from statewise.manifest import SpecialTokens
 from statewise.plugins import PluginConfig
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import MAX_HELD_OUT, Items, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.dataset import Dataset
 from training.evaluation import Summary, measure
@@ -67,8 +68,19 @@ def _keep_best(
         special_tokens=encoder.special_tokens if encoder else SpecialTokens(),
         tokenizer_file=run.tokenizer_file if encoder else None,
         standardization=dataset.standardization,
+        held_out=_held_out(dataset),
     )
     return int(state["global_step"])
+
+
+def _held_out(dataset: Dataset) -> Items:
+    """The beginning of the held-out data, in the series' own units."""
+    items = np.concatenate(dataset.held_out_documents)[:MAX_HELD_OUT]
+    scale = dataset.standardization
+    if scale is None:
+        return items
+    raw: Items = items * np.array(scale.deviation, np.float32) + np.array(scale.mean, np.float32)
+    return raw
 
 
 def _best_state(run: RunFolder, trainer: L.Trainer) -> tuple[Path, dict[str, Any]]:

@@ -83,3 +83,24 @@ def test_no_certificate_passes_with_a_failed_case() -> None:
 
     with pytest.raises(ValidationError, match="a case of it did not"):
         Certificate.model_validate(record)
+
+
+def divergence(kl: float) -> dict[str, Any]:
+    figures = {"perplexity": 9.0, "perplexity_float32": 9.0, "equal_greedy": 1.0, "common_prefix": 64.0}
+    return {"held_out": "data", "num_tokens": 9, "num_generated": 64, "kl_divergence": kl} | figures
+
+
+@pytest.mark.parametrize("kl", [0.02, float("nan")])
+def test_no_certificate_passes_beyond_its_limits(kl: float) -> None:
+    """`passed` says that the divergence from float32 is within the limits; NaN is within none."""
+    record = certify("sum", 1, {}).model_dump() | {"reference": "itself", "divergence": divergence(kl)}
+    record["limits"] = {"kl_divergence": 0.01, "perplexity_ratio": 1.1, "difference": 0.0}
+
+    with pytest.raises(ValidationError, match="further from float32"):
+        Certificate.model_validate(record)
+
+
+def test_no_certificate_is_held_against_itself_alone() -> None:
+    """A variant that was not compared with PyTorch's outputs says how far from them it lies, and what is allowed."""
+    with pytest.raises(ValidationError, match="neither how far"):
+        Certificate.model_validate(certify("sum", 1, {}).model_dump() | {"reference": "itself"})

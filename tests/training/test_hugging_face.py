@@ -168,7 +168,7 @@ def test_the_served_model_decodes_as_transformers_does(folders: dict[str, Path],
     from statewise.bundle import open_bundle
 
     exported = export_checkpoint(imported(folders[name], tmp_path / "out"), tmp_path / "models")
-    assert exported.folder is not None, exported.certificate
+    assert exported.folder is not None, exported.certificates
     bundle = open_bundle(exported.folder)
     rows = [prompt_of(length) for length in (1, 2, 63, 64, 65, 191)]
     runner = Runner.load(bundle, "cpu-float32", max_rows=len(rows), intra_op_threads=1)

@@ -33,6 +33,9 @@ def test_a_run_leaves_everything_that_is_promised(small_run: Path) -> None:
     assert checkpoint.tokenizer_file == small_run / "tokenizer.json"
     assert (checkpoint.special_tokens.start, checkpoint.special_tokens.end) == (0, 1)
     assert yaml.safe_load((small_run / "config.yaml").read_text())["trainer"]["max_steps"] == 12
+    np.testing.assert_array_equal(
+        checkpoint.held_out(), np.concatenate(prepare(small_config(small_run.parent)).held_out_documents)
+    )
     assert (small_run / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -156,6 +159,8 @@ def test_a_series_is_learned_in_standardised_units(tmp_path: Path) -> None:
     assert checkpoint.standardization is not None
     assert checkpoint.standardization.mean == pytest.approx(values[:540].mean(axis=0), rel=1e-4, abs=1e-3)
     assert checkpoint.standardization.deviation == pytest.approx(values[:540].std(axis=0), rel=1e-3)
+    # What is kept for the export is in the series' own units.
+    np.testing.assert_allclose(checkpoint.held_out(), values[540:], rtol=1e-4, atol=1e-3)
 
 
 def test_early_stopping_ends_a_run_that_no_longer_gains(tmp_path: Path) -> None:

@@ -24,8 +24,6 @@ def onnx_layer(
     hidden_size = rnn.hidden_size
     weights = [_reorder(getattr(rnn, f"{name}_l{layer}"), cell, hidden_size) for name in ("weight_ih", "weight_hh")]
     bias = torch.cat([_reorder(getattr(rnn, f"{name}_l{layer}"), cell, hidden_size) for name in ("bias_ih", "bias_hh")])
-    if cell == "rnn":
-        inputs, lengths, state = _with_spare_row(inputs, lengths, state)
     time, rows = inputs.shape[0], inputs.shape[1]
     last_shape = [1, rows, hidden_size]
     hidden, *last = torch.onnx.ops.symbolic_multi_out(
@@ -43,23 +41,7 @@ def onnx_layer(
         shapes=[[time, 1, rows, hidden_size], *([last_shape] * len(state))],
         version=14,
     )
-    hidden, last = hidden.squeeze(1), [vector.squeeze(0) for vector in last]
-    if cell == "rnn":
-        hidden, last = hidden[:, :-1], [vector[:-1] for vector in last]
-    return hidden, tuple(last)
-
-
-def _with_spare_row(
-    inputs: Tensor, lengths: Tensor, state: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """A copy of the first row behind the last one.
-
-    ONNX Runtime's CPU kernel of RNN multiplies one row by another routine than two or more, which rounds differently;
-    with a spare row a row alone gives bit for bit what it gives in a batch. LSTM and GRU multiply packed weights and
-    need none.
-    """
-    spare = tuple(torch.cat([vector, vector[:1]]) for vector in state)
-    return torch.cat([inputs, inputs[:, :1]], dim=1), torch.cat([lengths, lengths[:1]]), spare
+    return hidden.squeeze(1), tuple(vector.squeeze(0) for vector in last)
 
 
 def _reorder(weight: Tensor, cell: str, hidden_size: int) -> Tensor:

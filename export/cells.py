@@ -1,0 +1,160 @@
+"""Passes over RNN, GRU and LSTM operators: taken apart into products, or given what their float kernels need.
+
+ONNX Runtime's DynamicQuantizeLSTM takes its activations' scale over the whole batch, and RNN and GRU have no such
+kernel. The equations and the order of gates are those of the ONNX operators, version 14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from export.builder import GraphBuilder, untyped
+from export.products import MIN_NUMBERS
+
+if TYPE_CHECKING:
+    from export.trace import TracedStep
+
+State = tuple[str, ...]
+Cell = Callable[[GraphBuilder, str, State], State]
+"""From the input's part of the gates, `[row, gates]`, and the old state to the new state, `[row, hidden]` each."""
+
+
+def expand_cells(traced: TracedStep) -> TracedStep:
+    """The pass: recurrent operators whose matrices are worth it, taken apart."""
+    op = GraphBuilder("cell")
+    weights = dict(traced.weights)
+    for node in traced.nodes:
+        if node.op_type in _CELLS and weights[node.input[2]].size >= MIN_NUMBERS:
+            _expand(op, node, weights)
+        else:
+            op.nodes.append(node)
+    return replace(traced, nodes=op.nodes, weights=weights)
+
+
+def spare_rows(traced: TracedStep) -> TracedStep:
+    """The pass: RNN operators get a copy of the first row behind the last one.
+
+    ONNX Runtime's CPU kernel of RNN multiplies one row by another routine than two or more, which rounds differently;
+    with a spare row a row alone gives bit for bit what it gives in a batch. LSTM and GRU multiply packed weights and
+    need none.
+    """
+    op = GraphBuilder("spare")
+    for node in traced.nodes:
+        if node.op_type == "RNN":
+            _add_spare_row(op, node)
+        else:
+            op.nodes.append(node)
+    return replace(traced, nodes=op.nodes)
+
+
+def _add_spare_row(op: GraphBuilder, node: onnx.NodeProto) -> None:
+    inputs, w, r, b, lengths, initial = node.input
+    zero, one = op.constant([0]), op.constant([1])
+
+    def with_copy(value: str, axis: int) -> str:
+        return op.Concat(value, op.Slice(value, zero, one, op.constant([axis])), axis=axis)
+
+    rows = [with_copy(inputs, 1), w, r, b, with_copy(lengths, 0), with_copy(initial, 1)]
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    wide = op.node("RNN", rows, 2, **attributes)
+    for value, output, axis in zip(wide, node.output, (2, 1), strict=True):
+        op.Slice(value, zero, op.constant([-1]), op.constant([axis]))
+        op.nodes[-1].output[0] = output
+
+
+def _expand(op: GraphBuilder, node: onnx.NodeProto, weights: dict[str, NDArray[Any]]) -> None:
+    """One layer: inputs `[time, row, features]`; the input's products for all times at once, then the cell."""
+    inputs, w, r, b, lengths, *initial = node.input
+    input_bias, hidden_bias = np.split(weights[b][0], 2)
+    names = {f"{w}.matrix": weights[w][0].T, f"{r}.matrix": weights[r][0].T}
+    names |= {f"{b}.input": input_bias, f"{b}.hidden": hidden_bias}
+    weights |= {name: np.ascontiguousarray(array) for name, array in names.items()}
+    projected = op.Add(op.MatMul(inputs, f"{w}.matrix"), f"{b}.input")
+    first_axis = op.constant([0])
+    state = tuple(op.Squeeze(value, first_axis) for value in initial)
+    cell = _CELLS[node.op_type](f"{r}.matrix", f"{b}.hidden", _activation(node))
+    is_one_step = op.Equal(op.Gather(op.Shape(inputs), op.constant(0)), op.constant(1))
+
+    def once(inner: GraphBuilder) -> list[str]:
+        new = _keep_ended(inner, cell, inner.Squeeze(projected, inner.constant([0])), state, inner.constant(0), lengths)
+        return [inner.Unsqueeze(new[0], inner.constant([0])), *new]
+
+    def unrolled(inner: GraphBuilder) -> list[str]:
+        return _scan(inner, cell, projected, state, lengths)
+
+    # Decoding feeds one item, where a loop over time would cost more than the cell.
+    hidden, *last = op.when(is_one_step, once, unrolled)
+    for value, output in zip([hidden, *last], node.output, strict=True):
+        # The operator has an axis for directions: [time, 1, row, hidden] and [1, row, hidden].
+        op.Unsqueeze(value, op.constant([1 if value == hidden else 0]))
+        op.nodes[-1].output[0] = output
+
+
+def _scan(op: GraphBuilder, cell: Cell, projected: str, state: State, lengths: str) -> list[str]:
+    """Hidden vectors `[time, row, hidden]` and the last state: the cell, in a loop over time."""
+    body = op.subgraph()
+    old = tuple(body.new_name() for _ in state)
+    time, go_on = body.new_name(), body.new_name()
+    new = _keep_ended(body, cell, body.Gather(projected, time, axis=0), old, time, lengths)
+    outputs = [body.Identity(value) for value in (go_on, *new, new[0])]
+    inputs = [helper.make_tensor_value_info(time, TensorProto.INT64, [])]
+    inputs += [helper.make_tensor_value_info(go_on, TensorProto.BOOL, []), *map(untyped, old)]
+    graph = helper.make_graph(body.nodes, "time", inputs, [untyped(name) for name in outputs])
+    num_steps = op.Gather(op.Shape(projected), op.constant(0))
+    *last, hidden = op.node("Loop", [num_steps, "", *state], len(state) + 1, body=graph)
+    return [hidden, *last]
+
+
+def _keep_ended(op: GraphBuilder, cell: Cell, projected: str, state: State, time: str, lengths: str) -> State:
+    """The cell, but rows without an item at this time keep their state."""
+    has_item = op.Unsqueeze(op.Less(op.Cast(time, to=TensorProto.INT32), lengths), op.constant([1]))
+    new = cell(op, projected, state)
+    return tuple(op.Where(has_item, n, o) for n, o in zip(new, state, strict=True))
+
+
+def _lstm(matrix: str, bias: str, _: str) -> Cell:
+    def cell(op: GraphBuilder, projected: str, state: State) -> State:
+        hidden, memory = state
+        gates = op.Add(op.Add(projected, op.MatMul(hidden, matrix)), bias)
+        i, o, f, c = op.node("Split", [gates], 4, axis=1, num_outputs=4)
+        memory = op.Add(op.Mul(op.Sigmoid(f), memory), op.Mul(op.Sigmoid(i), op.Tanh(c)))
+        return op.Mul(op.Sigmoid(o), op.Tanh(memory)), memory
+
+    return cell
+
+
+def _gru(matrix: str, bias: str, _: str) -> Cell:
+    """With linear_before_reset = 1, as torch.nn.GRU has it."""
+
+    def cell(op: GraphBuilder, projected: str, state: State) -> State:
+        (hidden,) = state
+        z, r, h = op.node("Split", [projected], 3, axis=1, num_outputs=3)
+        recurrent = op.Add(op.MatMul(hidden, matrix), bias)
+        z_hidden, r_hidden, h_hidden = op.node("Split", [recurrent], 3, axis=1, num_outputs=3)
+        candidate = op.Tanh(op.Add(h, op.Mul(op.Sigmoid(op.Add(r, r_hidden)), h_hidden)))
+        # (1 - z) * candidate + z * hidden
+        return (op.Add(candidate, op.Mul(op.Sigmoid(op.Add(z, z_hidden)), op.Sub(hidden, candidate))),)
+
+    return cell
+
+
+def _rnn(matrix: str, bias: str, activation: str) -> Cell:
+    def cell(op: GraphBuilder, projected: str, state: State) -> State:
+        return (op.node(activation, [op.Add(op.Add(projected, op.MatMul(state[0], matrix)), bias)], 1)[0],)
+
+    return cell
+
+
+_CELLS: dict[str, Callable[[str, str, str], Cell]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
+
+
+def _activation(node: onnx.NodeProto) -> str:
+    names = [helper.get_attribute_value(a) for a in node.attribute if a.name == "activations"]
+    return str(names[0][0].decode()) if names else "Tanh"

@@ -1,0 +1,99 @@
+"""How far a variant of lower precision lies from PyTorch in float32, on text or series that neither has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.driver import RuntimeDecoder
+from export.inputs import HeldOut, Scale
+from statewise.certificate import TokenDivergence, ValueDivergence
+from statewise.manifest import TokenInput
+from statewise.sampling import GREEDY
+from training.decoding import ReferenceDecoder
+
+Array = NDArray[Any]
+
+MAX_NUMBERS = 2**26
+"""Outputs that are held at once: 256 MiB."""
+NUM_PROMPTS = 8
+PROMPT_LENGTH = 16
+NUM_GENERATED = 64
+
+
+def measure_divergence(
+    decoder: RuntimeDecoder, reference: ReferenceDecoder, held_out: HeldOut, scale: Scale
+) -> TokenDivergence | ValueDivergence:
+    """Feed the same rows to both, and compare what they expect at each position."""
+    if isinstance(reference.spec.input, TokenInput):
+        return _of_tokens(decoder, reference, held_out)
+    differences = [
+        np.abs(actual - expected) / np.asarray(scale.deviation)
+        for _, actual, expected in _outputs(decoder, reference, held_out.rows)
+    ]
+    return ValueDivergence(
+        held_out=held_out.source,
+        num_items=sum(map(len, held_out.rows)),
+        mean_difference=float(np.mean(differences)),
+        max_difference=float(np.max(differences)),
+    )
+
+
+def _outputs(
+    decoder: RuntimeDecoder, reference: ReferenceDecoder, rows: list[Array]
+) -> Iterator[tuple[Array, NDArray[np.float64], NDArray[np.float64]]]:
+    """Of each row: its items, the variant's outputs and PyTorch's, `[time, size]`."""
+    size = reference.spec.head.model_dump().get("vocabulary_size", 1)
+    step = max(1, MAX_NUMBERS // (len(rows[0]) * size))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        # One item at a time, as in decoding; the last of each chunk is the only one that gives an output.
+        actual = decoder.prefill(part, [GREEDY] * len(part), 1).outputs
+        for items, row, expected in zip(part, actual, reference.outputs(part), strict=True):
+            stacked = np.stack([row[position] for position in range(len(items))])
+            yield items, stacked.astype(np.float64), expected.astype(np.float64)
+
+
+def _of_tokens(decoder: RuntimeDecoder, reference: ReferenceDecoder, held_out: HeldOut) -> TokenDivergence:
+    surprises, surprises_float32, divergences, equal = [], [], [], []
+    for items, actual, expected in _outputs(decoder, reference, held_out.rows):
+        log_q, log_p = _log_softmax(actual), _log_softmax(expected)
+        # The last output foretells an item that is not there.
+        index = np.arange(len(items) - 1), items[1:]
+        surprises.append(-log_q[index])
+        surprises_float32.append(-log_p[index])
+        divergences.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
+        equal.append(log_q.argmax(axis=1) == log_p.argmax(axis=1))
+    common, num_generated = _common_prefix(decoder, reference, held_out.rows)
+    return TokenDivergence(
+        held_out=held_out.source,
+        num_tokens=sum(map(len, held_out.rows)),
+        perplexity_float32=float(np.exp(np.mean(surprises_float32))),
+        perplexity=float(np.exp(np.mean(surprises))),
+        kl_divergence=float(np.mean(divergences)),
+        equal_greedy=float(np.mean(equal)),
+        common_prefix=common,
+        num_generated=num_generated,
+    )
+
+
+def _common_prefix(decoder: RuntimeDecoder, reference: ReferenceDecoder, rows: list[Array]) -> tuple[float, int]:
+    """Greedy tokens until the two part, mean over prompts, and how many were made."""
+    prompts = [row[: min(PROMPT_LENGTH, len(row) // 2)] for row in rows[:NUM_PROMPTS]]
+    params = [GREEDY] * len(prompts)
+    limit = reference.spec.max_positions
+    count = NUM_GENERATED if limit is None else min(NUM_GENERATED, limit - len(prompts[0]))
+    actual, _ = decoder.generate(prompts, params, count)
+    expected, _ = reference.generate(prompts, params, count)
+    # The first difference; `count` where there is none.
+    same = [np.append(a != e, True).argmax() for a, e in zip(actual, expected, strict=True)]
+    return float(np.mean(same)), count
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result

@@ -1,0 +1,66 @@
+"""What the certificate feeds to both sides: random items for parity, held-out ones for divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from statewise.manifest import ModelSpec, TokenInput
+from statewise.sampling import SamplingParams
+from training.decoding import ReferenceDecoder
+
+Array = NDArray[Any]
+
+DATA_SEED = 20_111
+NUM_ROWS = 16
+MAX_ROW_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and deviation of the vectors that a model reads, one number per feature or one for all."""
+
+    mean: ArrayLike = 0.0
+    deviation: ArrayLike = 1.0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows of equal length that a variant's divergence is measured on."""
+
+    rows: list[Array]
+    source: Literal["data", "sampled"]
+
+
+def random_items(spec: ModelSpec, lengths: Iterable[int], scale: Scale) -> list[Array]:
+    """Rows of these lengths: tokens, all as likely; or normally distributed vectors."""
+    rng = np.random.default_rng(DATA_SEED)
+    if isinstance(spec.input, TokenInput):
+        size = spec.input.vocabulary_size
+        return [rng.integers(0, size, length) for length in lengths]
+    features, mean, deviation = spec.input.features, np.asarray(scale.mean), np.asarray(scale.deviation)
+    return [(mean + deviation * rng.standard_normal((length, features))).astype(np.float32) for length in lengths]
+
+
+def held_out_rows(items: Array | None, reference: ReferenceDecoder, scale: Scale, start: int | None) -> HeldOut:
+    """The held-out items of a checkpoint, in rows; where it has none, what the float32 model itself says.
+
+    Random tokens would tell nothing: on text that a model finds absurd, its distributions are flat or arbitrary.
+    """
+    spec = reference.spec
+    length = min(MAX_ROW_LENGTH, spec.max_positions or MAX_ROW_LENGTH)
+    if items is not None:
+        length = min(length, len(items))
+        num_rows = min(NUM_ROWS, len(items) // length)
+        return HeldOut(list(items[: num_rows * length].reshape(num_rows, length, *items.shape[1:])), "data")
+    length = min(length, MAX_ROW_LENGTH // 2)
+    if not isinstance(spec.input, TokenInput):
+        return HeldOut(random_items(spec, [length] * NUM_ROWS, scale), "sampled")
+    first = random_items(spec, [1] * NUM_ROWS, scale) if start is None else [np.array([start])] * NUM_ROWS
+    params = [SamplingParams(seed=DATA_SEED + row) for row in range(NUM_ROWS)]
+    rows, _ = reference.generate(first, params, length - 1)
+    return HeldOut([np.concatenate(pair) for pair in zip(first, rows, strict=True)], "sampled")

@@ -1,0 +1,64 @@
+"""A variant's own reference: the runtime, fed one item at a time, with the sampling rules in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.driver import RuntimeDecoder
+from statewise import sampling
+from statewise.manifest import ModelSpec, TokenInput
+from statewise.sampling import GREEDY, SamplingParams, Uniforms
+
+Array = NDArray[Any]
+
+
+class SelfReference:
+    """Answers as training.decoding.ReferenceDecoder does, from the step graph alone."""
+
+    def __init__(self, decoder: RuntimeDecoder) -> None:
+        self._decoder = decoder
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model reads, carries and gives."""
+        return self._decoder.runner.spec
+
+    def outputs(self, rows: Sequence[Array]) -> list[NDArray[np.float32]]:
+        """Outputs at every position of every row, `[time, size]` each."""
+        outputs = self._decoder.prefill(rows, [GREEDY] * len(rows), 1).outputs
+        return [np.stack([row[position] for position in sorted(row)]) for row in outputs]
+
+    def generate(
+        self, prompts: Sequence[Array], params: Sequence[SamplingParams], num_items: int
+    ) -> tuple[list[Array], list[NDArray[np.float32]]]:
+        """Continue every prompt by `num_items`; returns the items of each row and the outputs they were chosen from."""
+        runner, num_rows = self._decoder.runner, len(prompts)
+        last = [row[max(row)] for row in self._decoder.prefill(prompts, [GREEDY] * num_rows, 64).outputs]
+        chosen: list[list[Any]] = [[] for _ in prompts]
+        seen: list[list[NDArray[np.float32]]] = [[] for _ in prompts]
+        ones, no_uniforms = np.ones(num_rows, np.int64), np.zeros((num_rows, 1), np.float32)
+        for position in range(num_items):
+            for row, output in enumerate(last):
+                seen[row].append(output)
+                chosen[row].append(self._choose(output, params[row], prompts[row], chosen[row], position))
+            if position < num_items - 1:
+                items = np.stack([np.stack(row[-1:]) for row in chosen])
+                result = runner.step(slice(0, num_rows), items, ones, no_uniforms, num_rows=num_rows, with_outputs=True)
+                assert result.outputs is not None
+                last = list(result.outputs)
+        return [np.stack(row) for row in chosen], [np.stack(row) for row in seen]
+
+    def _choose(
+        self, output: NDArray[np.float32], params: SamplingParams, prompt: Array, chosen: Sequence[Any], position: int
+    ) -> Any:
+        if not isinstance(self.spec.input, TokenInput):
+            return output
+        if not np.isfinite(output).all():
+            return np.int64(0)  # the graph's -1 differs from that, and an embedding has no -1
+        adjusted = sampling.adjust_logits(output, params, prompt.tolist(), [int(token) for token in chosen])
+        uniform = Uniforms(params.seed or 0).take(position, 1)[0]
+        return np.int64(sampling.choose(adjusted, params, uniform))

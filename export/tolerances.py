@@ -1,0 +1,52 @@
+"""What the certificate lets pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statewise.certificate import Limits, Tolerances
+from statewise.manifest import ModelSpec
+
+RECURRENT = Tolerances(absolute=1e-5, relative=1e-5, near_tie=1e-4)
+CACHES = Tolerances(absolute=1e-4, relative=1e-5, near_tie=1e-3)
+"""Attention adds up many more numbers: two float32 implementations of one large decoder differ by a few 1e-5."""
+
+SHARE = 0.5
+"""Tolerance of a variant that is held against itself, in deviations of its outputs.
+
+Where a prefill and single steps differ in their last bit, an activation may be rounded to the next whole number, and
+the layers behind carry that on: over millions of outputs it came to 0.002 deviations at most behind 3 layers, to 0.12
+behind 12. A wrong state or mask is of the size of the deviation itself. Tokens are compared from equal states, so that
+only a real near tie may change them.
+"""
+
+LIMITS = {
+    "int8": Limits(kl_divergence=0.01, perplexity_ratio=1.02, difference=0.02),
+    "int4": Limits(kl_divergence=0.15, perplexity_ratio=1.2, difference=0.1),
+}
+"""By precision. 8 bits are to go unnoticed: a little more or less training changes as much. 4 bits are a bargain to be
+entered into knowingly; beyond these limits a smaller model in 8 bits would be the better one."""
+
+
+def limits(precision: str, max_kl: float | None = None) -> Limits | None:
+    """Limits on the divergence from float32; None for float32 itself, whose outputs are compared."""
+    if precision == "float32":
+        return None
+    usual = LIMITS[precision]
+    return usual if max_kl is None else usual.model_copy(update={"kl_divergence": max_kl})
+
+
+def against_pytorch(spec: ModelSpec) -> Tolerances:
+    """Between two implementations in float32."""
+    return CACHES if any(state.kind == "cache" for state in spec.state) else RECURRENT
+
+
+def against_itself(outputs: NDArray[Any]) -> Tolerances:
+    """Between a variant's own batches, chunks and graphs; `outputs` are some of it."""
+    absolute = SHARE * float(outputs.std())
+    # Outputs that are not finite are equal to nothing.
+    absolute = absolute if np.isfinite(absolute) else 0.0
+    return Tolerances(absolute=absolute, relative=0.0, near_tie=RECURRENT.near_tie)

@@ -1,0 +1,69 @@
+"""What a model can be exported as: for which device, in which precision, by which passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from export.cells import expand_cells, spare_rows
+from export.int4 import int4_products
+from export.int8 import int8_products
+from statewise.errors import ConfigError
+
+if TYPE_CHECKING:
+    # At run time it would bring torch along, which `--help` need not wait for.
+    from export.trace import TracedStep
+
+Pass = Callable[["TracedStep"], "TracedStep"]
+
+
+@dataclass(frozen=True)
+class VariantPlan:
+    """How one variant comes about."""
+
+    device: Literal["cpu", "cuda"]
+    precision: Literal["float32", "float16", "int8", "int4"]
+    purpose: str
+    """For the command's help."""
+    passes: tuple[Pass, ...] = ()
+    """Applied to every traced step, in this order."""
+
+    def lower(self, traced: TracedStep) -> TracedStep:
+        """Return the traced step after all passes."""
+        for lowered_by in self.passes:
+            traced = lowered_by(traced)
+        return traced
+
+
+VARIANTS: dict[str, VariantPlan] = {
+    "cpu-float32": VariantPlan(
+        "cpu", "float32", "the model as it was trained; equal to PyTorch within rounding", (spare_rows,)
+    ),
+    "cpu-int8": VariantPlan(
+        "cpu",
+        "int8",
+        "a third of the memory and about twice as fast at any number of rows; next to no loss",
+        (expand_cells, spare_rows, int8_products),
+    ),
+    "cpu-int4": VariantPlan(
+        "cpu",
+        "int4",
+        "the least memory and the fastest for one stream, but slower than cpu-int8 for many; some loss",
+        (expand_cells, spare_rows, int4_products),
+    ),
+}
+
+DEFAULT_VARIANT = "cpu-float32"
+
+
+def plans(names: Iterable[str]) -> dict[str, VariantPlan]:
+    """Return the plans of these variants, each once. Raises ConfigError for an unknown name, and for none at all."""
+    chosen = list(dict.fromkeys(names))
+    known = ", ".join(VARIANTS)
+    if not chosen:
+        raise ConfigError(f"--variant: name at least one of {known}")
+    for name in chosen:
+        if name not in VARIANTS:
+            raise ConfigError(f"--variant {name}: there is no such variant; choose from {known}")
+    return {name: VARIANTS[name] for name in chosen}
