@@ -60,13 +60,17 @@ def test_ragged_chunks_over_a_cache_give_what_the_whole_sequence_gives(shape: st
     assert state[0].tolist() == [20, 4, 13]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES.values(), {"vocabulary_size": None, "features": 3}], ids=str)
 @torch.inference_mode()
-def test_the_mixed_step_gives_what_two_steps_give(shape: str) -> None:
+def test_the_mixed_step_gives_what_two_steps_give(shape: dict[str, Any]) -> None:
     """Rows with one item each and a chunk of one more row have the outputs and caches of two separate steps."""
-    module, spec = build(**SHAPES[shape])
-    _, state = module(torch.randint(0, 50, (3, 9)), torch.tensor([9, 2, 5]), zero_state(spec, 3, 33))
-    items, chunk = torch.randint(0, 50, (2, 1)), torch.randint(0, 50, (1, 7))
+    module, spec = build(**shape)
+
+    def items_of(rows: int, time: int) -> torch.Tensor:
+        return torch.randn(rows, time, 3) if "features" in shape else torch.randint(0, 50, (rows, time))
+
+    _, state = module(items_of(3, 9), torch.tensor([9, 2, 5]), zero_state(spec, 3, 33))
+    items, chunk = items_of(2, 1), items_of(1, 7)
     of_rows, of_chunk = tuple(part[:2] for part in state), tuple(part[2:] for part in state)
     rows, new_state = module(items, torch.ones(2, dtype=torch.int64), of_rows)
     last, new_chunk_state = module(chunk, torch.tensor([7]), of_chunk)
