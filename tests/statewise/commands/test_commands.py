@@ -103,8 +103,8 @@ def test_generate_reads_standard_input(server: Application) -> None:
 
 
 def test_interrupt_ends_generate_cleanly(server: Application) -> None:
-    """Ctrl-C while text streams: exit code 130, no traceback, and the row is free."""
-    command = [*PROGRAM, "generate", "text", "a", "--address", server.address, "--max-tokens", "65536"]
+    """Ctrl-C while a stream runs, which has no end token: exit code 130, no traceback, and the row is free."""
+    command = [*PROGRAM, "generate", "plain", "--tokens", "3", "--address", server.address, "--max-tokens", "65536"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.read(1)
@@ -112,7 +112,7 @@ def test_interrupt_ends_generate_cleanly(server: Application) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
 
-    engine = server.repository.get("text")
+    engine = server.repository.get("plain")
     deadline = time.monotonic() + 10
     while engine.num_running and time.monotonic() < deadline:
         time.sleep(0.01)
