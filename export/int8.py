@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from export.builder import GraphBuilder
 from export.products import replace_products
@@ -35,25 +34,31 @@ class Int8:
     """`x @ W = (q @ Q) * row scale * output scale`, q and Q being whole numbers up to 127."""
 
     def encode(self, matrix: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """Numbers `[in, out]` and scales `[out]`."""
+        """Numbers `[in, out]` and scales `[out]`, those of rows of size 1."""
         scales = np.maximum(np.abs(matrix).max(axis=0), np.float32(TINY)) / np.float32(LARGEST)
-        return {"int8": np.rint(matrix / scales).astype(np.int8), "scales": scales}
+        return {"int8": np.rint(matrix / scales).astype(np.int8), "scales": scales / np.float32(LARGEST)}
 
     def prepare(self, op: GraphBuilder, rows: str) -> tuple[str, ...]:
-        """Whole numbers `[..., in]`, uint8 around 128, and scales `[..., 1]`, not finite where the row is not."""
+        """Whole numbers `[..., in]`, uint8 around 128, and largest sizes `[..., 1]`, NaN where the row has one."""
         axis, sizes = op.constant([-1]), op.Abs(rows)
         # ReduceMax passes over NaN, a sum does not; without it a row that is not finite would look sound.
         not_finite = op.Mul(op.ReduceSum(sizes, axis), op.constant(0.0, np.float32))
         largest = op.Max(op.ReduceMax(sizes, axis), not_finite, op.constant(TINY, np.float32))
         scaled = op.Mul(rows, op.Div(op.constant(LARGEST, np.float32), largest))
         numbers = op.QuantizeLinear(scaled, op.constant(1.0, np.float32), op.constant(ZERO_POINT, np.uint8))
-        # Not Mul: ONNX Runtime would merge that into MatMulIntegerToFloat, whose contract is one scale for all rows.
-        return numbers, op.Div(largest, op.constant(LARGEST, np.float32))
+        return numbers, largest
 
     def multiply(
         self, op: GraphBuilder, prepared: tuple[str, ...], tensors: dict[str, str], shape: tuple[int, int]
     ) -> str:
-        """The product in float32."""
-        numbers, scales = prepared
-        product = op.MatMulInteger(numbers, tensors["int8"], op.constant(ZERO_POINT, np.uint8))
-        return op.Mul(op.Mul(op.Cast(product, to=TensorProto.FLOAT), scales), tensors["scales"])
+        """The product in float32; the operator scales by output, and has but one scale for all rows."""
+        numbers, largest = prepared
+        product = op.MatMulIntegerToFloat(
+            numbers,
+            tensors["int8"],
+            op.constant(1.0, np.float32),
+            tensors["scales"],
+            op.constant(ZERO_POINT, np.uint8),
+            domain="com.microsoft",
+        )
+        return op.Mul(product, largest)

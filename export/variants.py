@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from export.cells import expand_cells, spare_rows
 from export.int4 import int4_products
 from export.int8 import int8_products
+from export.merge import merge_products
 from statewise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,19 +39,19 @@ class VariantPlan:
 
 VARIANTS: dict[str, VariantPlan] = {
     "cpu-float32": VariantPlan(
-        "cpu", "float32", "the model as it was trained; equal to PyTorch within rounding", (spare_rows,)
+        "cpu", "float32", "the model as it was trained; equal to PyTorch within rounding", (merge_products, spare_rows)
     ),
     "cpu-int8": VariantPlan(
         "cpu",
         "int8",
         "a third of the memory and about twice as fast at any number of rows; next to no loss",
-        (expand_cells, spare_rows, int8_products),
+        (expand_cells, spare_rows, merge_products, int8_products),
     ),
     "cpu-int4": VariantPlan(
         "cpu",
         "int4",
         "the least memory and the fastest for one stream, but slower than cpu-int8 for many; some loss",
-        (expand_cells, spare_rows, int4_products),
+        (expand_cells, spare_rows, merge_products, int4_products),
     ),
 }
 

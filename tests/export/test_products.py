@@ -62,7 +62,7 @@ def stated(rows: Array) -> Array:
     column_scale = np.maximum(np.abs(MATRIX).max(axis=0), tiny) / np.float32(127)
     numbers = np.rint(rows * (np.float32(127) / row_scale)).astype(np.int64)
     whole = numbers @ np.rint(MATRIX / column_scale).astype(np.int64)
-    return whole.astype(np.float32) * (row_scale / np.float32(127)) * column_scale
+    return whole.astype(np.float32) * (column_scale / np.float32(127)) * row_scale
 
 
 sizes = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
