@@ -11,6 +11,7 @@ This module imports no torch; a plugin's `build` does.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -21,6 +22,7 @@ from statewise.manifest import ModelSpec
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 ENTRY_POINT_GROUP = "statewise.plugins"
 
@@ -46,7 +48,7 @@ class SequencePlugin(ABC, Generic[ConfigT]):
     items      int64 `[row, time]` (tokens) or float32 `[row, time, features]` (real vectors), right-padded
     lengths    int64 `[row]`: how many of the `time` items of each row are real; 0 leaves the row's state as it was
     state      a tuple of tensors in the order of `ModelSpec.state`; zeros start a sequence
-    hidden     float32 `[row, time, width]`; what lies beyond a row's length is undefined
+    hidden     `[row, time, width]`: what the head reads; what lies beyond a row's length is undefined
     output     float32 `[..., vocabulary_size]` logits or `[..., features]` values, as the head says
 
     Where `mixes` is True there is also the mixed step, which reads the weights once for one item of each of some rows
@@ -76,6 +78,14 @@ class SequencePlugin(ABC, Generic[ConfigT]):
 
         output `[row, time, ...]`, targets `[row, time]` or `[row, time, features]`, mask bool `[row, time]`.
         """
+
+    def fit(self, module: torch.nn.Module, config: ConfigT, documents: Sequence[NDArray[Any]]) -> bool:
+        """Give the module its best weights in closed form; False, and no change, where they must be found by gradient.
+
+        `documents` is all training data, each int32 `[time]` (tokens) or float32 `[time, features]` (real vectors); all
+        but the first item of each are to be predicted. Raises ConfigError where the data leaves the weights open.
+        """
+        return False
 
     def for_data(self, config: dict[str, Any], item_size: int, *, tokens: bool) -> dict[str, Any]:
         """The raw configuration, with the size that tokenizer (vocabulary) or data (features) turned out to have."""

@@ -17,6 +17,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "gru-text": {"plugin": "gru", "text": True, "hidden_size": 32, "num_layers": 1, "dropout": 0.1},
     "lstm-2": {"plugin": "lstm", "vocabulary_size": 300, "hidden_size": 40, "num_layers": 2, "dropout": 0.3},
     "rnn-1": {"plugin": "rnn", "vocabulary_size": 61, "hidden_size": 24, "num_layers": 1},
+    "markov": {"plugin": "markov", "vocabulary_size": 61},
+    "autoregressive": {
+        "plugin": "autoregressive",
+        "vocabulary_size": 61,
+        "window": 5,
+        "embedding_size": 7,
+        "hidden_sizes": (19, 13),
+        "activation": "tanh",
+        "dropout": 0.1,
+    },
     "transformer": {
         "plugin": "transformer",
         "vocabulary_size": 300,

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from training.counting import count_pairs, neighbours
 from training.data import Items
-
-Ids = NDArray[np.int64]
 
 
 def unigram_bits(train: Sequence[Items], held_out: Sequence[Items], vocabulary_size: int) -> float:
@@ -17,22 +15,15 @@ def unigram_bits(train: Sequence[Items], held_out: Sequence[Items], vocabulary_s
 
     Documents are token ids; the first item of each is given, not predicted, as it is to every model here.
     """
-    counts = np.bincount(_pairs(train)[1], minlength=vocabulary_size) + 1
+    counts = np.bincount(neighbours(train)[1], minlength=vocabulary_size) + 1
     probabilities = counts / counts.sum()
-    return float(-np.log2(probabilities[_pairs(held_out)[1]]).sum())
+    return float(-np.log2(probabilities[neighbours(held_out)[1]]).sum())
 
 
 def bigram_bits(train: Sequence[Items], held_out: Sequence[Items], vocabulary_size: int) -> float:
     """Bits that an order-1 model takes: (count(a, b) + 1) / (count(a) + vocabulary_size)."""
-    previous, following = _pairs(train)
-    # Only pairs that occur are kept: a full table of a large vocabulary would not fit into memory.
-    pairs, counts = np.unique(previous * vocabulary_size + following, return_counts=True)
-    context_counts = np.bincount(previous, minlength=vocabulary_size)
-    previous, following = _pairs(held_out)
-    wanted = previous * vocabulary_size + following
-    places = np.searchsorted(pairs, wanted).clip(max=len(pairs) - 1)
-    seen = np.where(pairs[places] == wanted, counts[places], 0)
-    return float(-np.log2((seen + 1) / (context_counts[previous] + vocabulary_size)).sum())
+    probabilities = count_pairs(train, vocabulary_size).probabilities(*neighbours(held_out))
+    return float(-np.log2(probabilities).sum())
 
 
 def last_value_error(held_out: Sequence[Items]) -> float:
@@ -45,10 +36,3 @@ def mean_value_error(train: Sequence[Items], held_out: Sequence[Items]) -> float
     """Mean squared error of predicting the training part's mean."""
     mean = np.concatenate(train).astype(np.float64).mean(axis=0)
     return float(np.square(np.concatenate([document[1:] for document in held_out]) - mean).mean())
-
-
-def _pairs(documents: Sequence[Items]) -> tuple[Ids, Ids]:
-    """Each predicted item of all documents, and the one before it."""
-    previous = np.concatenate([document[:-1] for document in documents]).astype(np.int64)
-    following = np.concatenate([document[1:] for document in documents]).astype(np.int64)
-    return previous, following

@@ -70,10 +70,10 @@ def train(
 
 
 def _report(summary: Summary, folder: Path, console: Console) -> None:
+    how = f"(step {summary.best_step} of {summary.steps}), {summary.steps_per_second:.1f} steps/s"
     console.print(
         f"{summary.name}: validation loss {summary.validation_loss:.4f} {summary.unit} "
-        f"(step {summary.best_step} of {summary.steps}), {summary.seconds:.0f} s, "
-        f"{summary.steps_per_second:.1f} steps/s",
+        f"{how if summary.steps else '(fitted in closed form)'}, {summary.seconds:.0f} s",
         highlight=False,
         soft_wrap=True,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from statewise.errors import ConfigError
 from statewise.manifest import SpecialTokens
@@ -23,39 +25,51 @@ from training.run_folder import RunFolder
 from training.weights import load_weights
 
 
-def finish(
-    run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: Dataset, module: TrainingModule
-) -> Summary:
-    """Write the best weights, the log, its picture, and last the summary, which makes the run complete."""
-    best_step = _keep_best(run, config, settings, dataset, module)
-    rows = collect(run.logs)
+@dataclass(frozen=True)
+class Kept:
+    """The weights that are kept of a run, and what it took to find them."""
+
+    model: nn.Module
+    seconds: float
+    best_step: int = 0
+    """0, as `steps`, where no step was needed: the weights were fitted in closed form."""
+    steps: int = 0
+
+
+def finish(run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: Dataset, kept: Kept) -> Summary:
+    """Write the weights, the log, its picture, and last the summary, which makes the run complete."""
+    _save(run, config, settings, dataset, kept.model)
+    figures = measure(load_checkpoint(run.folder), dataset, config.trainer.batch_size)
+    rows = collect(run.logs) or [{"step": 0, "validation_loss": figures["validation_loss"]}]
     write_csv(rows, run.metrics_file)
-    steps, seconds = module.trainer.global_step, module.seconds
     summary = Summary(
         name=config.name,
         plugin=config.plugin,
-        steps=steps,
-        best_step=best_step,
-        seconds=round(seconds, 2),
-        steps_per_second=round(steps / max(seconds, 1e-9), 2),
+        steps=kept.steps,
+        best_step=kept.best_step,
+        seconds=round(kept.seconds, 2),
+        steps_per_second=round(kept.steps / max(kept.seconds, 1e-9), 2),
         initialized_from=str(config.initialize_from.file) if config.initialize_from else None,
-        **measure(load_checkpoint(run.folder), dataset, config.trainer.batch_size),
+        **figures,
     )
-    plot(rows, run.picture_file, title=config.name, unit=summary.unit, best_step=best_step)
+    plot(rows, run.picture_file, title=config.name, unit=summary.unit, best_step=kept.best_step)
     write_atomically(run.summary_file, summary.model_dump_json(indent=2) + "\n")
     return summary
 
 
-def _keep_best(
-    run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: Dataset, module: TrainingModule
-) -> int:
+def keep_best(run: RunFolder, settings: PluginConfig, module: TrainingModule) -> Kept:
+    """The weights of the lowest validation loss, after the trainer's last step."""
     path, state = _best_state(run, module.trainer)
     prefix = "model."
     weights = {
         name.removeprefix(prefix): tensor for name, tensor in state["state_dict"].items() if name.startswith(prefix)
     }
-    kept = module.plugin.build(settings)
-    load_weights(kept, weights, str(path))
+    model = module.plugin.build(settings)
+    load_weights(model, weights, str(path))
+    return Kept(model, module.seconds, best_step=int(state["global_step"]), steps=module.trainer.global_step)
+
+
+def _save(run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: Dataset, model: nn.Module) -> None:
     encoder = dataset.encoder
     if encoder is not None:
         write_atomically(run.tokenizer_file, encoder.tokenizer.to_str(pretty=True))
@@ -64,13 +78,12 @@ def _keep_best(
         name=config.name,
         plugin_name=config.plugin,
         config=settings,
-        module=kept,
+        module=model,
         special_tokens=encoder.special_tokens if encoder else SpecialTokens(),
         tokenizer_file=run.tokenizer_file if encoder else None,
         standardization=dataset.standardization,
         held_out=_held_out(dataset),
     )
-    return int(state["global_step"])
 
 
 def _held_out(dataset: Dataset) -> Items:

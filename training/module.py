@@ -45,14 +45,14 @@ class TrainingModule(L.LightningModule):
         plugin: SequencePlugin[Any],
         settings: PluginConfig,
         config: TrainConfig,
-        *,
+        model: nn.Module,
         num_steps: int,
         data_sha256: str,
     ) -> None:
         super().__init__()
         self.plugin = plugin
         self.spec = plugin.spec(settings)
-        self.model = plugin.build(settings)
+        self.model = model
         self.config = config
         self.num_steps = num_steps
         self.data_sha256 = data_sha256

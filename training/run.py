@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from torch import nn
 
 from statewise.errors import ConfigError, NotFoundError
 from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
@@ -19,7 +21,7 @@ from training.config_file import validate
 from training.data import InOrder
 from training.dataset import Dataset, prepare
 from training.evaluation import Summary
-from training.finish import finish
+from training.finish import Kept, finish, keep_best
 from training.module import TrainingModule
 from training.progress import TrainingProgress
 from training.quiet import quiet_lightning
@@ -89,21 +91,41 @@ def _fit(config: TrainConfig, run: RunFolder, console: Console, *, from_scratch:
     initial = _read_initial(config)
     dataset = prepare(config)
     settings = plugin_settings(plugin, config, dataset)
+    torch.manual_seed(config.trainer.seed)
+    model = plugin.build(settings)
+    _announce(config, dataset, model, console)
+    kept = _fit_in_closed_form(plugin, config, settings, dataset, model)
+    if kept is not None:
+        if rank_zero_only.rank != 0:
+            return None
+        run.write_config(config)
+        return finish(run, config, settings, dataset, kept)
     checkpoint = None if from_scratch else _find_checkpoint(run, console)
     with quiet_lightning():
         trainer = make_trainer(config.trainer, folder=run.folder, checkpoints=run.checkpoints)
         rounds = make_rounds(config.trainer, trainer, dataset.train)
         trainer.callbacks.insert(0, TrainingProgress(console, rounds.num_steps))
-        torch.manual_seed(config.trainer.seed)
-        module = TrainingModule(plugin, settings, config, num_steps=rounds.num_steps, data_sha256=dataset.sha256)
+        module = TrainingModule(plugin, settings, config, model, rounds.num_steps, dataset.sha256)
         if initial is not None and checkpoint is None:
-            load_weights(module.model, *initial)
+            load_weights(model, *initial)
         if trainer.is_global_zero:
             run.write_config(config)
-            _announce(config, dataset, module, console)
         batches = InOrder(dataset.held_out, config.trainer.batch_size)
         trainer.fit(module, rounds, batches, ckpt_path=checkpoint, weights_only=True)
-        return finish(run, config, settings, dataset, module) if trainer.is_global_zero else None
+        if not trainer.is_global_zero:
+            return None
+        return finish(run, config, settings, dataset, keep_best(run, settings, module))
+
+
+def _fit_in_closed_form(
+    plugin: SequencePlugin[Any], config: TrainConfig, settings: PluginConfig, dataset: Dataset, model: nn.Module
+) -> Kept | None:
+    started = time.monotonic()
+    if not plugin.fit(model, settings, dataset.train_documents):
+        return None
+    if config.initialize_from is not None:
+        raise ConfigError("initialize_from: a model fitted in closed form starts from no weights; leave it out")
+    return Kept(model, seconds=time.monotonic() - started)
 
 
 def _find_plugin(config: TrainConfig) -> SequencePlugin[Any]:
@@ -147,8 +169,8 @@ def _find_checkpoint(run: RunFolder, console: Console) -> Path | None:
     return checkpoint
 
 
-def _announce(config: TrainConfig, dataset: Dataset, module: TrainingModule, console: Console) -> None:
-    parameters = sum(parameter.numel() for parameter in module.model.parameters())
+def _announce(config: TrainConfig, dataset: Dataset, model: nn.Module, console: Console) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     size = f"vocabulary {dataset.item_size}" if dataset.encoder else f"{dataset.item_size} features"
     console.print(
         f"{config.name}: {config.plugin}, {parameters:,} parameters, {size}; "

@@ -7,19 +7,16 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-from statewise.manifest import CategoricalHead, ModelSpec, RealInput, StateSpec, TokenInput, ValueHead
-from statewise.plugins import PluginConfig, SequencePlugin
+from statewise.manifest import ModelSpec, StateSpec
+from statewise.plugins import SequencePlugin
+from training.items import ItemConfig
 from training.losses import next_item_loss
 from training.recurrent.module import Cell, RecurrentModule
 
 
-class RecurrentConfig(PluginConfig):
-    """Configuration of a recurrent model; exactly one of `vocabulary_size` and `features` says what it reads."""
+class RecurrentConfig(ItemConfig):
+    """Configuration of a recurrent model."""
 
-    vocabulary_size: int | None = Field(default=None, ge=2)
-    """Token input: number of token ids. Filled in from the tokenizer."""
-    features: int | None = Field(default=None, ge=1)
-    """Real-vector input: numbers per item. Filled in from the data."""
     hidden_size: int = Field(default=256, ge=1)
     num_layers: int = Field(default=1, ge=1, le=64)
     embedding_size: int | None = Field(default=None, ge=1)
@@ -31,8 +28,6 @@ class RecurrentConfig(PluginConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> RecurrentConfig:
-        if (self.vocabulary_size is None) == (self.features is None):
-            raise ValueError("give exactly one of vocabulary_size (token input) and features (real-vector input)")
         if self.features is not None and (self.tied_embeddings or self.embedding_size is not None):
             raise ValueError("embedding_size and tied_embeddings need token input (vocabulary_size)")
         if self.tied_embeddings and self.embedding_width != self.hidden_size:
@@ -67,16 +62,7 @@ class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
             for layer in range(config.num_layers)
             for vector in vectors
         )
-        if config.features is not None:
-            return ModelSpec(
-                input=RealInput(features=config.features), head=ValueHead(features=config.features), state=state
-            )
-        assert config.vocabulary_size is not None
-        return ModelSpec(
-            input=TokenInput(vocabulary_size=config.vocabulary_size),
-            head=CategoricalHead(vocabulary_size=config.vocabulary_size),
-            state=state,
-        )
+        return config.model_spec(state)
 
     def build(self, config: RecurrentConfig) -> RecurrentModule:
         """The step function, initialised as torch.nn does."""

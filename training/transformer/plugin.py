@@ -7,19 +7,16 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from statewise.manifest import CategoricalHead, ModelSpec, RealInput, StateSpec, TokenInput, ValueHead
-from statewise.plugins import PluginConfig, SequencePlugin
+from statewise.manifest import ModelSpec, StateSpec
+from statewise.plugins import SequencePlugin
+from training.items import ItemConfig
 from training.losses import next_item_loss
 from training.transformer.module import TransformerModule
 
 
-class TransformerConfig(PluginConfig):
-    """Configuration of a decoder; exactly one of `vocabulary_size` and `features` says what it reads."""
+class TransformerConfig(ItemConfig):
+    """Configuration of a decoder."""
 
-    vocabulary_size: int | None = Field(default=None, ge=2)
-    """Token input: number of token ids. Filled in from the tokenizer."""
-    features: int | None = Field(default=None, ge=1)
-    """Real-vector input: numbers per item. Filled in from the data."""
     max_positions: int = Field(default=512, ge=2, le=1 << 20)
     """Longest sequence, prompt and output together."""
     hidden_size: int = Field(default=256, ge=1)
@@ -47,8 +44,6 @@ class TransformerConfig(PluginConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> TransformerConfig:
-        if (self.vocabulary_size is None) == (self.features is None):
-            raise ValueError("give exactly one of vocabulary_size (token input) and features (real-vector input)")
         if self.features is not None and self.tied_embeddings:
             raise ValueError("tied_embeddings needs token input (vocabulary_size)")
         if self.head_size is None and self.hidden_size % self.num_heads:
@@ -93,13 +88,8 @@ class TransformerPlugin(SequencePlugin[TransformerConfig]):
             for layer in range(config.num_layers)
             for part in ("key", "value")
         )
-        tokens, features = config.vocabulary_size, config.features
-        return ModelSpec(
-            input=TokenInput(vocabulary_size=tokens) if tokens else RealInput(features=features or 0),
-            head=CategoricalHead(vocabulary_size=tokens) if tokens else ValueHead(features=features or 0),
-            state=(StateSpec(name="position", dtype="int64", shape=("row",)), *caches),
-            max_positions=config.max_positions,
-        )
+        position = StateSpec(name="position", dtype="int64", shape=("row",))
+        return config.model_spec((position, *caches), config.max_positions)
 
     def build(self, config: TransformerConfig) -> TransformerModule:
         """The step function, freshly initialised."""

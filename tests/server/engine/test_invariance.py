@@ -96,7 +96,7 @@ def crowd_settings(request: pytest.FixtureRequest) -> dict[str, Any]:
     return CROWDS[request.param]
 
 
-@pytest.fixture(scope="module", params=["lstm-2", "gru-text", "rnn-1", "transformer"])
+@pytest.fixture(scope="module", params=["lstm-2", "gru-text", "rnn-1", "markov", "autoregressive", "transformer"])
 def crowd(request: pytest.FixtureRequest, engine_of: Callable[..., Engine], crowd_settings: dict[str, Any]) -> Crowd:
     engine = engine_of(request.param, max_rows=NUM_ROWS, intra_op_threads=1, **crowd_settings)
     chunk = crowd_settings["prefill_chunk"]

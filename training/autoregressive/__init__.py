@@ -1,0 +1,1 @@
+"""The autoregressive family: the last items, and nothing before them."""

@@ -1,0 +1,30 @@
+"""The step function of a first-order Markov model: a look into a table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+State = tuple[Tensor, ...]
+
+
+class MarkovModule(nn.Module):
+    """`table` `[last token, next token]` holds logits; log-probabilities where it was made by counting.
+
+    State: the last token's id + 1, int64 `[row]`; 0 where there was none yet.
+    """
+
+    def __init__(self, vocabulary_size: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(vocabulary_size, vocabulary_size))
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
+        """Every item is itself the hidden state: int64 `[row, time, 1]`; and the last items."""
+        last = items.gather(1, (lengths - 1).clamp(min=0)[:, None]).squeeze(1)
+        return items[..., None], (torch.where(lengths > 0, last + 1, state[0]),)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., vocabulary_size]`."""
+        return F.embedding(hidden.squeeze(-1), self.table)
