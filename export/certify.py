@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from export.driver import RuntimeDecoder
 from export.near_ties import is_near_tie
+from export.tolerances import tolerances
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
 from statewise.certificate import Case, Certificate, OutputAgreement, TokenAgreement, Tolerances
@@ -22,10 +23,6 @@ from training.decoding import ReferenceDecoder
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
-
-TOLERANCES = Tolerances(absolute=1e-5, relative=1e-5, near_tie=1e-4)
-CACHE_TOLERANCES = Tolerances(absolute=1e-4, relative=1e-5, near_tie=1e-3)
-"""Attention adds up many more numbers: two float32 implementations of one large decoder differ by a few 1e-5."""
 
 PROMPT_LENGTHS = (1, 2, 7, 63, 64, 65, 130)
 """One item, two, an odd number, around a prefill chunk, and more than two of them."""
@@ -80,30 +77,36 @@ def certify(
     reference: ReferenceDecoder,
     scale: Scale = Scale(),
     progress: Progress = lambda _: None,
+    *,
+    device: str | None = None,
 ) -> Certificate:
-    """Run every comparison; the certificate says whether all of them passed."""
+    """Run every comparison; the certificate says whether all of them passed.
+
+    `device`: where to run the variant instead of its own device, as tests do that have none.
+    """
     spec = bundle.manifest.model
     limit = spec.max_positions or max(PROMPT_LENGTHS) + NUM_GENERATED
-    runner = Runner.load(bundle, variant_name, max_rows=max(BATCH_SIZES))
+    runner = Runner.load(bundle, variant_name, max_rows=max(BATCH_SIZES), device=device)
     decoder = RuntimeDecoder(runner)
     # Half of a bounded model's positions are left for what is generated.
     prompts = _prompts(spec, sorted({min(length, limit // 2) for length in PROMPT_LENGTHS}), scale)
-    found = _Findings(_tolerances(spec))
+    found = _Findings(tolerances(spec, bundle.variant(variant_name)))
     progress("outputs at every position")
     _compare_outputs(decoder, reference, prompts, found)
     if spec.max_positions is not None:
         (prompt,) = _prompts(spec, (min(spec.max_positions - 1, MAX_NEAR_LIMIT),), scale)
         _compare_near_limit(decoder, reference, prompt, found)
     progress("batch invariance")
-    found.batch_invariant = _is_batch_invariant(decoder, prompts, min(24, limit - max(map(len, prompts))))
+    num_items = min(24, limit - max(map(len, prompts)))
+    found.batch_invariant = _is_batch_invariant(decoder, prompts, num_items, found.tolerances)
     greedy = sampled = None
     if isinstance(spec.input, TokenInput):
         progress("greedy tokens")
-        greedy = _compare_tokens(decoder, reference, prompts, [GREEDY] * len(prompts), limit, STEPS_PER_RUN)
+        greedy = _compare_tokens(decoder, reference, prompts, [GREEDY] * len(prompts), limit, STEPS_PER_RUN, found)
         progress("sampled tokens")
         sampled = _add(
-            _compare_tokens(decoder, reference, prompts, SAMPLED, limit, STEPS_PER_RUN),
-            _compare_tokens(decoder, reference, prompts[-3:], PENALIZED, limit, (1,)),
+            _compare_tokens(decoder, reference, prompts, SAMPLED, limit, STEPS_PER_RUN, found),
+            _compare_tokens(decoder, reference, prompts[-3:], PENALIZED, limit, (1,), found),
         )
     else:
         progress("values fed back")
@@ -133,10 +136,6 @@ def certify(
         files=bundle.variant_files(variant_name),
         created=datetime.now(UTC),
     )
-
-
-def _tolerances(spec: ModelSpec) -> Tolerances:
-    return CACHE_TOLERANCES if any(state.kind == "cache" for state in spec.state) else TOLERANCES
 
 
 def library_versions() -> dict[str, str]:
@@ -198,7 +197,7 @@ def _record(found: _Findings, pairs: list[tuple[Array, Array]], batch: list[Arra
     actual = np.concatenate([np.atleast_2d(a) for a, _ in pairs])
     expected = np.concatenate([np.atleast_2d(e) for _, e in pairs])
     error = np.abs(actual.astype(np.float64) - expected)
-    passed = bool((error <= found.tolerances.absolute + found.tolerances.relative * np.abs(expected)).all())
+    passed = _agree(actual, expected, found.tolerances)
     relative = error / np.maximum(np.abs(expected), 1.0)
     # NumPy's maximum keeps a NaN, Python's max would lose it.
     found.max_absolute_error = float(np.maximum(found.max_absolute_error, error.max()))
@@ -216,11 +215,22 @@ def _record(found: _Findings, pairs: list[tuple[Array, Array]], batch: list[Arra
     return passed
 
 
-def _is_batch_invariant(decoder: RuntimeDecoder, prompts: list[Array], count: int) -> bool:
-    """Whether rows alone give bit for bit what they give together: outputs, items and log-probabilities."""
+def _agree(actual: Array, expected: Array, limits: Tolerances) -> bool:
+    """Whether output vectors `[..., size]` are equal within the tolerances."""
+    size = np.abs(expected)
+    allowed = limits.absolute + limits.relative * size + limits.of_largest * size.max(axis=-1, keepdims=True)
+    return bool((np.abs(actual.astype(np.float64) - expected) <= allowed).all())
+
+
+def _is_batch_invariant(decoder: RuntimeDecoder, prompts: list[Array], count: int, limits: Tolerances) -> bool:
+    """Whether rows alone give what they give together: outputs; bit for bit, items and log-probabilities as well."""
     is_tokens = isinstance(decoder.runner.spec.input, TokenInput)
     params = [SAMPLED[row % len(SAMPLED)] if is_tokens else GREEDY for row in range(len(prompts))]
     together = decoder.prefill(prompts, params, 16).outputs
+    if limits.batch == "within":
+        alone_rows = [decoder.prefill([prompt], [p], 16).outputs[0] for prompt, p in zip(prompts, params, strict=True)]
+        pairs = zip(alone_rows, together, strict=True)
+        return all(_agree(alone[at], row[at], limits) for alone, row in pairs for at in row)
     items, log_probabilities = decoder.generate(prompts, params, count, chunk=64, steps_per_run=STEPS_PER_RUN)
     for row, prompt in enumerate(prompts):
         (alone,) = decoder.prefill([prompt], [params[row]], 16).outputs
@@ -242,6 +252,7 @@ def _compare_tokens(
     params: list[SamplingParams] | tuple[SamplingParams, ...],
     limit: int,
     steps_per_run: tuple[int, ...],
+    found: _Findings,
 ) -> TokenAgreement:
     prompts = [prompts[row % len(prompts)] for row in range(len(params))]
     params = [_within_vocabulary(p, reference.spec) for p in params]
@@ -256,7 +267,7 @@ def _compare_tokens(
             continue
         # From the first difference on the rows read different items, so nothing after it can be compared.
         at = int(differing[0])
-        near_tie = _tolerances(reference.spec).near_tie
+        near_tie = found.tolerances.near_tie + found.tolerances.of_largest * float(np.abs(logits[row][at]).max())
         tie = is_near_tie(logits[row][at], p, prompts[row], expected[row][:at], int(actual[row][at]), near_tie)
         agreement = _add(agreement, TokenAgreement(compared=at + 1, equal=at, near_ties=int(tie)))
     return agreement

@@ -11,15 +11,18 @@ import onnx
 
 from export.certify import Scale, certify, library_versions
 from export.graphs import decode_graph, finish_model, step_graph
-from export.trace import trace_step
+from export.trace import TracedStep, trace_step
+from export.variants import VARIANTS, VariantPlan
 from export.weights import write_weights
+from server.runtime.providers import why_not
 from statewise.bundle import open_bundle, resolve_bundle
 from statewise.bundle_writer import BundleContent, new_bundle
 from statewise.certificate import Certificate, check_certificate
-from statewise.errors import BundleError
+from statewise.errors import BundleError, ConfigError
 from statewise.manifest import ModelSpec, Variant
 from training.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint
 from training.decoding import ReferenceDecoder
+from training.transformer.attention import attention_lowering
 
 Progress = Callable[[str], None]
 
@@ -41,28 +44,30 @@ def export_checkpoint(
     *,
     name: str | None = None,
     version: int | None = None,
+    variant_name: str = CPU_FLOAT32,
     progress: Progress = lambda _: None,
 ) -> Exported:
     """Export a checkpoint into a model repository, as the next version of the model unless one is named.
 
-    Raises ConfigError where the name or version cannot be used, or the disk fails.
+    Raises ConfigError where the variant, the name or the version cannot be used, or the disk fails.
     """
+    plan = _plan(variant_name)
     spec = checkpoint.plugin.spec(checkpoint.config)
     with new_bundle(repository, checkpoint.name if name is None else name, version) as draft:
         progress("tracing the model")
-        variant = _write_graphs(checkpoint, spec, draft.folder)
+        variant = write_variant(checkpoint, variant_name, plan, draft.folder)
         _copy_checkpoint(checkpoint, draft.folder)
         content = BundleContent(
             plugin=checkpoint.plugin.name,
             plugin_config=checkpoint.config.model_dump(mode="json"),
             model=spec,
-            variants={CPU_FLOAT32: variant},
+            variants={variant_name: variant},
             created_with=library_versions(),
             special_tokens=checkpoint.special_tokens,
             tokenizer=TOKENIZER_FILE if checkpoint.tokenizer_file else None,
         )
         bundle = draft.preview(content)
-        certificate = certify(bundle, CPU_FLOAT32, _reference(checkpoint), _scale(checkpoint), progress)
+        certificate = certify(bundle, variant_name, _reference(checkpoint), _scale(checkpoint), progress)
         if not certificate.passed:
             return Exported(certificate, None)
         (draft.folder / variant.certificate).write_text(certificate.to_json(), encoding="utf-8")
@@ -100,24 +105,46 @@ def _scale(checkpoint: Checkpoint) -> Scale:
     return Scale(standardization.mean, standardization.deviation) if standardization else Scale()
 
 
-def _write_graphs(checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> Variant:
-    """Write the graphs and the weights that they share."""
-    traced = trace_step(checkpoint.in_raw_units(), spec)
+def _plan(name: str) -> VariantPlan:
+    if name not in VARIANTS:
+        raise ConfigError(f"--variant {name}: there is no such variant (there are: {', '.join(VARIANTS)})")
+    reason = why_not(VARIANTS[name].device)
+    if reason:
+        raise ConfigError(f"--variant {name}: it is certified where it runs, which is not here: {reason}")
+    return VARIANTS[name]
+
+
+def write_variant(checkpoint: Checkpoint, name: str, plan: VariantPlan, folder: Path) -> Variant:
+    """Write the graphs of a variant and the weights that they share."""
+    spec = checkpoint.plugin.spec(checkpoint.config)
+    has_caches = any(s.kind == "cache" for s in spec.state)
     variant = Variant(
-        device="cpu",
-        precision="float32",
-        step=f"step.{CPU_FLOAT32}.onnx",
+        device=plan.device,
+        precision=plan.precision,
+        step=f"step.{name}.onnx",
         # A Loop would copy caches at every step; they are appended to in place, one step to a run.
-        decode=None if any(s.kind == "cache" for s in spec.state) else f"decode.{CPU_FLOAT32}.onnx",
-        data=(f"weights.{CPU_FLOAT32}.data",),
-        certificate=f"certificate.{CPU_FLOAT32}.json",
+        decode=None if has_caches else f"decode.{name}.onnx",
+        data=(f"weights.{name}.data",),
+        state_dtype="float16" if plan.precision == "float16" else "float32",
+        ragged_prefill=not has_caches or plan.attention == "standard",
+        certificate=f"certificate.{name}.json",
     )
+    traced = _trace(checkpoint, spec, plan)
+    spec = spec.with_state_dtype(variant.state_dtype)
     weights = write_weights(folder / variant.data[0], traced.weights)
     for file, build in zip(variant.graphs, (step_graph, decode_graph), strict=False):
         model = finish_model(build(traced, spec), weights)
         onnx.save_model(model, folder / file)
         onnx.checker.check_model(str(folder / file))
     return variant
+
+
+def _trace(checkpoint: Checkpoint, spec: ModelSpec, plan: VariantPlan) -> TracedStep:
+    with attention_lowering(plan.attention):
+        traced = trace_step(checkpoint.in_raw_units(), spec)
+    for lower in plan.passes:
+        traced = lower(traced)
+    return traced
 
 
 def _copy_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from statewise.certificate import Case, Certificate, TokenAgreement
 
+_BATCH = {"exact": "bit for bit", "within": "within limit"}
+
 
 class ReportFormat(StrEnum):
     """What `--report` writes."""
@@ -32,6 +34,8 @@ def checks(certificate: Certificate) -> list[Check]:
     """What the certificate compared, one line each."""
     tolerances, outputs = certificate.tolerances, certificate.outputs
     limit = f"{tolerances.absolute:g} + {tolerances.relative:g} x |value|"
+    if tolerances.of_largest:
+        limit = f"{tolerances.absolute:g} + {tolerances.of_largest:g} x largest |value|"
     lines = [
         Check(
             "outputs against PyTorch",
@@ -51,7 +55,7 @@ def checks(certificate: Certificate) -> list[Check]:
         Check(
             "row alone = row in a batch",
             certificate.batch_invariant,
-            "bit for bit" if certificate.batch_invariant else "differs",
+            _BATCH[certificate.tolerances.batch] if certificate.batch_invariant else "differs",
         )
     )
     lines.append(

@@ -13,6 +13,7 @@ from typing import Literal
 
 from server.engine.engine import Engine
 from server.engine.settings import EngineSettings
+from server.runtime.providers import available_devices, why_not
 from server.trial import TrialLimits, try_bundle
 from server.variants import choose_variant
 from statewise.bundle import list_models, open_bundle
@@ -24,9 +25,6 @@ from statewise.onnx_check import check_graphs
 logger = logging.getLogger(__name__)
 
 ModelState = Literal["loading", "ready", "refused"]
-
-_DEVICES = ("cpu",)
-"""What server.runtime can run on, best first."""
 
 _LOADED_AT_ONCE = 2
 
@@ -138,7 +136,7 @@ class Repository:
     def _load(self, entry: ModelEntry) -> ModelEntry:
         self._go_on()
         bundle = open_bundle(self.root / entry.name / str(entry.version))
-        variant, reason = choose_variant(bundle.manifest, self._variant, _DEVICES)
+        variant, reason = choose_variant(bundle.manifest, self._variant, available_devices(), why_not)
         logger.info("model %s: loading variant %s (%s)", entry, variant, reason)
         check_certificate(bundle, variant)
         if self._trial:

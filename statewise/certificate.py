@@ -24,8 +24,12 @@ class Tolerances(Figures):
 
     absolute: float = Field(ge=0)
     relative: float = Field(ge=0)
+    of_largest: float = Field(default=0.0, ge=0)
+    """Part of the largest absolute value in the same output vector that is added."""
     near_tie: float = Field(default=0.0, ge=0)
-    """Two tokens whose logits are at most this far apart may change places."""
+    """Two tokens whose logits are at most this far apart (and `of_largest`) may change places."""
+    batch: Literal["exact", "within"] = "exact"
+    """Whether a row alone is held to the bit against the row in a batch, or within these tolerances."""
 
 
 class OutputAgreement(Figures):
@@ -71,7 +75,7 @@ class Certificate(Figures):
     """None where the model gives real vectors."""
     sampled_tokens: TokenAgreement | None = None
     batch_invariant: bool
-    """A row alone gives bit for bit what it gives in a full batch."""
+    """A row alone gives what it gives in a full batch: bit for bit, or as `tolerances.batch` says."""
     chunk_invariant: bool
     """A prompt in chunks gives what it gives whole, within the tolerances."""
     cases: tuple[Case, ...] = Field(min_length=1)

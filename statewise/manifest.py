@@ -106,6 +106,11 @@ class ModelSpec(Strict):
     max_positions: int | None = Field(default=None, ge=1)
     """Items that fit into the state; None where the state does not grow (recurrent families)."""
 
+    def with_state_dtype(self, dtype: DType) -> ModelSpec:
+        """The same model with its real-number state held in another type; integers stay as they are."""
+        state = [s if s.dtype == "int64" else s.model_copy(update={"dtype": dtype}) for s in self.state]
+        return self.model_copy(update={"state": tuple(state)})
+
     @model_validator(mode="after")
     def _output_can_be_fed_back(self) -> ModelSpec:
         pair = (self.input.kind, self.head.kind)
@@ -145,6 +150,10 @@ class Variant(Strict):
     """One run: K items for every row, the state looping inside the graph."""
     data: tuple[FileName, ...] = ()
     """External weights of the two graphs; empty where the weights lie inside them."""
+    state_dtype: Literal["float32", "float16"] = "float32"
+    """What the real-number state is held in, whatever the model's own description says."""
+    ragged_prefill: bool = True
+    """Whether one run takes several new items of several rows; else each such row has a run of its own."""
     certificate: FileName
 
     @property

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.runtime.device_memory import DeviceMemory
+from server.runtime.memory import HOST, Memory, bind, host_view
 from server.runtime.onnx import onnxruntime
 from server.runtime.sampler_table import SamplerTable
 from server.runtime.sessions import create_session
@@ -42,24 +44,40 @@ class Runner:
         step: onnxruntime.InferenceSession,
         decode: onnxruntime.InferenceSession | None,
         max_rows: int,
+        *,
+        ragged_prefill: bool = True,
+        memory: Memory = HOST,
     ) -> None:
         self.spec = spec
-        self.pool = StatePool(spec.state, max_rows, spec.max_positions)
+        self.pool = StatePool(spec.state, max_rows, spec.max_positions, memory)
         self.sampler = SamplerTable(max_rows)
         self._step = step
         self._decode = decode
+        self._ragged_prefill = ragged_prefill
 
     @classmethod
-    def load(cls, bundle: Bundle, variant_name: str, *, max_rows: int, intra_op_threads: int = 0) -> Runner:
-        """Load the graphs of one variant.
+    def load(
+        cls, bundle: Bundle, variant_name: str, *, max_rows: int, intra_op_threads: int = 0, device: str | None = None
+    ) -> Runner:
+        """Load the graphs of one variant, for its own device unless another one is named.
 
-        Raises BundleError where ONNX Runtime refuses one.
+        Raises BundleError where the device is not available, or ONNX Runtime refuses a graph.
         """
         variant = bundle.variant(variant_name)
-        paths = [bundle.path(name) if name else None for name in (variant.step, variant.decode)]
-        step, decode = (create_session(path, intra_op_threads=intra_op_threads) if path else None for path in paths)
+        device = device or variant.device
+        step, decode = (
+            create_session(bundle.path(name), device=device, intra_op_threads=intra_op_threads) if name else None
+            for name in (variant.step, variant.decode)
+        )
         assert step is not None
-        return cls(bundle.manifest.model, step, decode, max_rows)
+        return cls(
+            bundle.manifest.model.with_state_dtype(variant.state_dtype),
+            step,
+            decode,
+            max_rows,
+            ragged_prefill=variant.ragged_prefill,
+            memory=HOST if device == "cpu" else DeviceMemory(device),
+        )
 
     @property
     def can_decode_many(self) -> bool:
@@ -90,13 +108,20 @@ class Runner:
         state and gives nothing of meaning; `uniforms` `[row, 1]`; `num_rows`: all rows in use.
         """
         wanted = [*self._result_names, "output"] if with_outputs else self._result_names
-        if self.pool.caches and (lengths != 1).any():
+        if (lengths != 1).any() and not self._takes_together(rows, items.shape[1]):
             results = self._step_one_by_one(rows, items, lengths, uniforms, wanted, num_rows)
         else:
             inputs = {"items": items, "lengths": lengths, **self._sampler_inputs(rows, uniforms)}
             results = self._run(self._step, rows, inputs, wanted, num_rows, lengths)
         outputs = results.pop() if with_outputs else None
         return replace(StepResult(*(result[None] for result in results)), outputs=outputs)
+
+    def _takes_together(self, rows: slice, width: int) -> bool:
+        """Whether one run may feed several items to several rows, whose padding is written too."""
+        if not self._ragged_prefill:
+            return False
+        most = self.spec.max_positions if self.pool.caches else None
+        return most is None or int(self.pool.num_filled[rows].max()) + width <= most
 
     def _step_one_by_one(
         self,
@@ -107,7 +132,7 @@ class Runner:
         wanted: list[str],
         num_rows: int,
     ) -> list[Array]:
-        """Feed several items to rows with caches, each row in a run of its own.
+        """Feed several items to rows, each row in a run of its own, without padding.
 
         ONNX Runtime's GroupQueryAttention appends several items to one row only, and has no row without items.
         """
@@ -160,13 +185,13 @@ class Runner:
         # ONNX Runtime does not hold these arrays: they must outlive the run.
         held = [np.asarray(value, order="C") for value in inputs.values()]
         for name, value in zip(inputs, held, strict=True):
-            _bind(binding.bind_input, name, value)
+            bind(binding.bind_input, name, host_view(value))
         for name in wanted:
             binding.bind_output(name, "cpu")
         for spec in self.spec.state:
             current, new = self.pool.buffers(spec.name)
-            _bind(binding.bind_input, f"state.{spec.name}", current[rows])
-            _bind(binding.bind_output, f"new_state.{spec.name}", new[rows])
+            bind(binding.bind_input, f"state.{spec.name}", self.pool.memory.view(current, rows))
+            bind(binding.bind_output, f"new_state.{spec.name}", self.pool.memory.view(new, rows))
         session.run_with_iobinding(binding)
         self.pool.commit(rows, num_rows, num_items)
         return [value.numpy() for value in binding.get_outputs()[: len(wanted)]]
@@ -197,7 +222,3 @@ class Runner:
     @property
     def _item_dtype(self) -> type[np.int64] | type[np.float32]:
         return np.int64 if isinstance(self.spec.input, TokenInput) else np.float32
-
-
-def _bind(bind: Any, name: str, array: Array) -> None:
-    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

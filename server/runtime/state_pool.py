@@ -12,16 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from server.runtime.memory import HOST, Buffer, Memory
 from statewise.manifest import StateSpec
 
-Buffers = dict[str, NDArray[np.generic]]
+Buffers = dict[str, Buffer]
 
 
 @dataclass(frozen=True, slots=True)
 class SavedRow:
     """The state of one sequence, in host memory."""
 
-    tensors: Buffers
+    tensors: dict[str, NDArray[np.generic]]
     """Caches hold the filled positions only."""
     num_filled: int
 
@@ -29,12 +30,18 @@ class SavedRow:
 class StatePool:
     """Recurrent state has two buffers, a run reading `current` and writing `next`; a cache is written in place."""
 
-    def __init__(self, specs: Sequence[StateSpec], max_rows: int, max_positions: int | None = None) -> None:
+    def __init__(
+        self,
+        specs: Sequence[StateSpec],
+        max_rows: int,
+        max_positions: int | None = None,
+        memory: Memory = HOST,
+    ) -> None:
         self.specs = tuple(specs)
+        self.memory = memory
         self.max_rows = max_rows
         self.current = self._allocate("recurrent")
         self.next = self._allocate("recurrent")
-        # Memory that nothing has touched costs nothing: a row pays for the positions that its sequences reach.
         self.caches = self._allocate("cache", max_positions or 0)
         self.num_filled = np.zeros(max_rows, np.int64)
         """Positions of each row's caches that hold items."""
@@ -42,9 +49,10 @@ class StatePool:
     @property
     def bytes_per_row(self) -> int:
         """Bytes of state that one sequence carries, caches counted at their full length."""
-        return sum(buffer[0].nbytes for buffers in (self.current, self.caches) for buffer in buffers.values())
+        total = sum(buffer.nbytes for buffers in (self.current, self.caches) for buffer in buffers.values())
+        return int(total) // self.max_rows
 
-    def buffers(self, name: str) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    def buffers(self, name: str) -> tuple[Buffer, Buffer]:
         """Where a run reads a state tensor, and where it writes it."""
         if name in self.caches:
             return self.caches[name], self.caches[name]
@@ -60,40 +68,40 @@ class StatePool:
             self.current, self.next = self.next, self.current
             return
         for name, buffer in self.current.items():
-            buffer[rows] = self.next[name][rows]
+            self.memory.copy(self.next[name], rows, buffer, rows)
 
     def clear_row(self, row: int) -> None:
         """The state before any item."""
         self.num_filled[row] = 0
         for buffer in self.current.values():
-            buffer[row] = 0
+            self.memory.write(buffer, row, np.zeros(buffer.shape[1:], buffer.dtype))
 
     def copy_row(self, source: int, target: int) -> None:
         """Give `target` the state of `source`."""
         count = self.num_filled[target] = self.num_filled[source]
         for buffer in self.current.values():
-            buffer[target] = buffer[source]
+            self.memory.copy(buffer, slice(source, source + 1), buffer, slice(target, target + 1))
         for cache in self.caches.values():
-            cache[target, :, :count] = cache[source, :, :count]
+            self.memory.copy_positions(cache, source, cache, target, int(count))
 
     def save_row(self, row: int) -> SavedRow:
         """A copy of the row's state."""
         count = int(self.num_filled[row])
-        tensors = {name: buffer[row].copy() for name, buffer in self.current.items()}
-        tensors |= {name: cache[row, :, :count].copy() for name, cache in self.caches.items()}
+        tensors = {name: self.memory.read(buffer, row) for name, buffer in self.current.items()}
+        tensors |= {name: self.memory.read_positions(cache, row, count) for name, cache in self.caches.items()}
         return SavedRow(tensors, count)
 
     def load_row(self, row: int, saved: SavedRow) -> None:
         """Put back what `save_row` gave, into any row."""
         self.num_filled[row] = saved.num_filled
         for name, buffer in self.current.items():
-            buffer[row] = saved.tensors[name]
+            self.memory.write(buffer, row, saved.tensors[name])
         for name, cache in self.caches.items():
-            cache[row, :, : saved.num_filled] = saved.tensors[name]
+            self.memory.write_positions(cache, row, saved.tensors[name])
 
     def _allocate(self, kind: str, num_positions: int = 0) -> Buffers:
         return {
-            spec.name: np.zeros((self.max_rows, *spec.row_shape(num_positions)), spec.dtype)
+            spec.name: self.memory.zeros((self.max_rows, *spec.row_shape(num_positions)), spec.dtype)
             for spec in self.specs
             if spec.kind == kind
         }

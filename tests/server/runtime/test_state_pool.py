@@ -1,14 +1,17 @@
-"""Rows of the state pool against a list of plain values."""
+"""Rows of the state pool against a list of plain values, in host memory and by the path that a device takes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from server.runtime.device_memory import DeviceBuffer, DeviceMemory
+from server.runtime.memory import HOST, Memory
 from server.runtime.state_pool import StatePool
 from statewise.manifest import StateSpec
 
@@ -18,9 +21,16 @@ SPECS = (
     StateSpec(name="hidden", shape=("row", 3)),
     StateSpec(name="window", shape=("row", 2, 2), dtype="int64"),
 )
+MEMORIES = {"host": HOST, "device": DeviceMemory("cpu")}
+"""ONNX Runtime's memory on the CPU is moved by the same graphs and bindings as its memory on a GPU."""
 CACHE = StateSpec(name="key", kind="cache", shape=("row", 2, "position", 3))
 
 rows = st.integers(0, MAX_ROWS - 1)
+
+
+def numpy_view(buffer: Any) -> np.ndarray:
+    """The buffer's own memory, to look at and to write to as a run does."""
+    return buffer.value.numpy() if isinstance(buffer, DeviceBuffer) else buffer
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -29,9 +39,11 @@ class PoolMachine(RuleBasedStateMachine):
     A run writes a new number to each of its rows: over whatever the other buffer held, and behind what the cache holds.
     """
 
+    memory: Memory = HOST
+
     def __init__(self) -> None:
         super().__init__()
-        self.pool = StatePool((*SPECS, CACHE), MAX_ROWS, MAX_POSITIONS)
+        self.pool = StatePool((*SPECS, CACHE), MAX_ROWS, MAX_POSITIONS, self.memory)
         self.expected: list[list[int]] = [[] for _ in range(MAX_ROWS)]
         self.in_use = 1
         self.counter = 0
@@ -40,10 +52,10 @@ class PoolMachine(RuleBasedStateMachine):
     def run_rows(self, start: int, stop: int) -> None:
         for row in range(start, stop):
             self.counter += 1
-            self.pool.caches["key"][row, :, len(self.expected[row])] = self.counter
+            numpy_view(self.pool.caches["key"])[row, :, len(self.expected[row])] = self.counter
             self.expected[row] = [*self.expected[row], self.counter]
             for buffer in self.pool.next.values():
-                buffer[row] = self.counter
+                numpy_view(buffer)[row] = self.counter
         self.pool.commit(slice(start, stop), self.in_use, 1)
 
     @precondition(lambda self: self.in_use < MAX_ROWS)
@@ -92,18 +104,33 @@ class PoolMachine(RuleBasedStateMachine):
         for row in range(self.in_use):
             history = self.expected[row]
             for buffer in self.pool.current.values():
-                assert (buffer[row] == (history[-1] if history else 0)).all()
+                assert (numpy_view(buffer)[row] == (history[-1] if history else 0)).all()
             assert self.pool.num_filled[row] == len(history)
-            assert (self.pool.caches["key"][row, :, : len(history)] == np.array(history)[:, None]).all()
+            assert (numpy_view(self.pool.caches["key"])[row, :, : len(history)] == np.array(history)[:, None]).all()
 
 
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-def test_a_run_over_all_rows_swaps_the_buffers() -> None:
+class DevicePoolMachine(PoolMachine):
+    """The same in a device's memory."""
+
+    memory = MEMORIES["device"]
+
+
+TestDevicePool = DevicePoolMachine.TestCase
+TestDevicePool.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+@pytest.fixture(params=MEMORIES)
+def memory(request: pytest.FixtureRequest) -> Memory:
+    return MEMORIES[request.param]
+
+
+def test_a_run_over_all_rows_swaps_the_buffers(memory: Memory) -> None:
     """When every row in use was run, nothing is copied: the two buffers change places."""
-    pool = StatePool(SPECS, MAX_ROWS)
+    pool = StatePool(SPECS, MAX_ROWS, memory=memory)
     current, after = pool.current, pool.next
 
     pool.commit(slice(0, 3), 3, 1)
@@ -112,44 +139,68 @@ def test_a_run_over_all_rows_swaps_the_buffers() -> None:
     assert pool.next is current
 
 
-def test_a_run_over_some_rows_copies_them_back() -> None:
+def test_a_run_over_some_rows_copies_them_back(memory: Memory) -> None:
     """When other rows were not run, the buffer that holds their state stays the current one."""
-    pool = StatePool(SPECS, MAX_ROWS)
+    pool = StatePool(SPECS, MAX_ROWS, memory=memory)
     current = pool.current
-    current["hidden"][0] = 7
-    pool.next["hidden"][1:3] = 8
+    numpy_view(current["hidden"])[0] = 7
+    numpy_view(pool.next["hidden"])[1:3] = 8
 
     pool.commit(slice(1, 3), 4, 1)
 
     assert pool.current is current
-    assert pool.current["hidden"][:, 0].tolist() == [7, 8, 8, 0, 0]
+    assert numpy_view(pool.current["hidden"])[:, 0].tolist() == [7, 8, 8, 0, 0]
 
 
-def test_a_batch_is_a_view() -> None:
-    """The first rows of a buffer lie together in memory, so a run reads and writes them in place."""
-    pool = StatePool(SPECS, MAX_ROWS)
+def test_a_batch_is_a_view(memory: Memory) -> None:
+    """Rows of a buffer lie together in memory, so a run reads and writes them in place."""
+    pool = StatePool(SPECS, MAX_ROWS, memory=memory)
+    window = pool.current["window"]
 
-    view = pool.current["window"][0:3]
+    view = pool.memory.view(window, slice(1, 4))
 
-    assert np.shares_memory(view, pool.current["window"])
-    assert view.flags.c_contiguous
+    assert view.pointer == numpy_view(window)[1:].ctypes.data
+    assert (tuple(view.shape), view.dtype) == ((3, 2, 2), np.int64)
 
 
-def test_a_saved_row_does_not_change_with_the_pool() -> None:
+def test_a_saved_row_does_not_change_with_the_pool(memory: Memory) -> None:
     """What save_row gave is a copy: later runs do not reach it."""
-    pool = StatePool(SPECS, MAX_ROWS)
-    pool.current["hidden"][2] = 5
+    pool = StatePool(SPECS, MAX_ROWS, memory=memory)
+    numpy_view(pool.current["hidden"])[2] = 5
     saved = pool.save_row(2)
 
     pool.clear_row(2)
 
     assert saved.tensors["hidden"].tolist() == [5, 5, 5]
+    assert numpy_view(pool.current["hidden"])[2].tolist() == [0, 0, 0]
 
 
-def test_the_bytes_of_a_row_are_counted() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_row_moves_between_memories(dtype: Any) -> None:
+    """A row saved on a device is loaded on the host, and back, to the bit: the saved form is the same."""
+    specs = (StateSpec(name="hidden", shape=("row", 3), dtype=dtype), CACHE.model_copy(update={"dtype": dtype}))
+    pools = [StatePool(specs, 2, 8, memory) for memory in MEMORIES.values()]
+    rng = np.random.default_rng(1)
+    numpy_view(pools[1].current["hidden"])[1] = rng.standard_normal(3)
+    numpy_view(pools[1].caches["key"])[1] = rng.standard_normal((2, 8, 3))
+    pools[1].num_filled[1] = 5
+
+    saved = pools[1].save_row(1)
+    pools[0].load_row(0, saved)
+    pools[1].load_row(0, pools[0].save_row(0))
+
+    assert saved.tensors["key"].shape == (2, 5, 3)
+    for pool in pools:
+        assert pool.num_filled[0] == 5
+        again = pool.save_row(0)
+        assert all(again.tensors[name].tobytes() == saved.tensors[name].tobytes() for name in saved.tensors)
+    assert (numpy_view(pools[1].caches["key"])[0, :, 5:] == 0).all()
+
+
+def test_the_bytes_of_a_row_are_counted(memory: Memory) -> None:
     """Three float32 and four int64 numbers are 44 bytes; a cache counts at its full length."""
-    assert StatePool(SPECS, MAX_ROWS).bytes_per_row == 3 * 4 + 4 * 8
-    assert StatePool((CACHE,), MAX_ROWS, MAX_POSITIONS).bytes_per_row == 2 * 64 * 3 * 4
+    assert StatePool(SPECS, MAX_ROWS, memory=memory).bytes_per_row == 3 * 4 + 4 * 8
+    assert StatePool((CACHE,), MAX_ROWS, MAX_POSITIONS, memory).bytes_per_row == 2 * 64 * 3 * 4
 
 
 def test_a_cache_is_read_and_written_in_one_place() -> None:
