@@ -33,6 +33,9 @@ def export(
     version: Annotated[
         int | None, typer.Option(min=1, help="Version to make; the next free one where absent. Never overwritten.")
     ] = None,
+    variant: Annotated[
+        str, typer.Option(help="Variant to make: cpu-float32, or cuda-float16 or cuda-float32 where a GPU is.")
+    ] = "cpu-float32",
     report: ReportOption = None,
     report_file: ReportFileOption = None,
 ) -> None:
@@ -49,7 +52,7 @@ def export(
     with _progress(console, "Export") as progress:
         progress("loading the checkpoint")
         loaded = load_checkpoint(checkpoint)
-        exported = export_checkpoint(loaded, to, name=name, version=version, progress=progress)
+        exported = export_checkpoint(loaded, to, name=name, version=version, variant_name=variant, progress=progress)
     _show(console, [exported.certificate], report, report_file)
     if exported.folder is None:
         raise ParityError("the exported graphs do not compute what PyTorch computes; no bundle was made")

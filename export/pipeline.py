@@ -67,7 +67,7 @@ def export_checkpoint(
             tokenizer=TOKENIZER_FILE if checkpoint.tokenizer_file else None,
         )
         bundle = draft.preview(content)
-        certificate = certify(bundle, variant_name, _reference(checkpoint), _scale(checkpoint), progress)
+        certificate = certify(bundle, variant_name, reference_of(checkpoint), scale_of(checkpoint), progress)
         if not certificate.passed:
             return Exported(certificate, None)
         (draft.folder / variant.certificate).write_text(certificate.to_json(), encoding="utf-8")
@@ -92,15 +92,17 @@ def verify_bundle(path: Path, *, progress: Progress = lambda _: None) -> dict[st
     if CHECKPOINT_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle}: holds no {CHECKPOINT_FILE}, so there is nothing to verify it against")
     checkpoint = load_checkpoint(bundle.folder)
-    reference, scale = _reference(checkpoint), _scale(checkpoint)
+    reference, scale = reference_of(checkpoint), scale_of(checkpoint)
     return {name: Verified(stored[name], certify(bundle, name, reference, scale, progress)) for name in stored}
 
 
-def _reference(checkpoint: Checkpoint) -> ReferenceDecoder:
+def reference_of(checkpoint: Checkpoint) -> ReferenceDecoder:
+    """What a bundle of the checkpoint is held against."""
     return ReferenceDecoder(checkpoint.in_raw_units(), checkpoint.plugin.spec(checkpoint.config))
 
 
-def _scale(checkpoint: Checkpoint) -> Scale:
+def scale_of(checkpoint: Checkpoint) -> Scale:
+    """The scale of the vectors that the checkpoint's model reads."""
     standardization = checkpoint.standardization
     return Scale(standardization.mean, standardization.deviation) if standardization else Scale()
 
