@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from server.runtime.memory import Array, View, bind, host_view
 from server.runtime.onnx import onnxruntime
@@ -65,19 +65,19 @@ class DeviceMemory:
     def copy_positions(
         self, source: DeviceBuffer, source_row: int, target: DeviceBuffer, target_row: int, count: int
     ) -> None:
-        self._write_positions(source[_one(source_row)], target[_one(target_row)], count)
+        self._write_positions(source[_one(source_row)], target[_one(target_row)], 0, count)
 
     def read(self, buffer: DeviceBuffer, row: int) -> Array:
         values = np.empty(buffer.shape[1:], buffer.dtype)
         self._run("copy", {"source": buffer[_one(row)]}, _as_row(values))
         return values
 
-    def read_positions(self, buffer: DeviceBuffer, row: int, count: int) -> Array:
+    def read_positions(self, buffer: DeviceBuffer, row: int, start: int, stop: int) -> Array:
         heads, _, *rest = buffer.shape[1:]
-        values = np.empty((heads, count, *rest), buffer.dtype)
-        if count:
-            number = np.array([count])
-            inputs = {"source": buffer[_one(row)], "count": host_view(number)}
+        values = np.empty((heads, stop - start, *rest), buffer.dtype)
+        if stop > start:
+            first, end = np.array([start]), np.array([stop])
+            inputs = {"source": buffer[_one(row)], "start": host_view(first), "stop": host_view(end)}
             self._run("read_positions", inputs, _as_row(values))
         return values
 
@@ -85,14 +85,15 @@ class DeviceMemory:
         values = np.ascontiguousarray(np.broadcast_to(values, buffer.shape[1:]), buffer.dtype)
         self._run("copy", {"source": _as_row(values)}, buffer[_one(row)])
 
-    def write_positions(self, buffer: DeviceBuffer, row: int, values: Array) -> None:
+    def write_positions(self, buffer: DeviceBuffer, row: int, start: int, values: Array) -> None:
         values = np.ascontiguousarray(values, buffer.dtype)
-        self._write_positions(_as_row(values), buffer[_one(row)], values.shape[1])
+        self._write_positions(_as_row(values), buffer[_one(row)], start, values.shape[1])
 
-    def _write_positions(self, source: View, target: View, count: int) -> None:
+    def _write_positions(self, source: View, target: View, start: int, count: int) -> None:
         if count:
-            number = np.array([count])
-            self._run("write_positions", {"source": source, "target": target, "count": host_view(number)}, target)
+            first, number = np.array([start]), np.array([count])
+            inputs = {"source": source, "target": target, "start": host_view(first), "count": host_view(number)}
+            self._run("write_positions", inputs, target)
 
     def _run(self, graph: str, inputs: Mapping[str, View], output: View) -> None:
         session = self._session(graph, output.dtype)
@@ -120,34 +121,35 @@ def _one(row: int) -> slice:
 
 
 def _copy_graph(dtype: int) -> ModelProto:
-    return _model([helper.make_node("Identity", ["source"], ["result"])], {"source": dtype}, dtype, opset=21)
+    return _model([helper.make_node("Identity", ["source"], ["result"])], {"source": dtype}, dtype)
 
 
 def _read_graph(dtype: int) -> ModelProto:
-    nodes = [helper.make_node("Slice", ["source", "zero", "count", "axis"], ["result"])]
-    return _model(nodes, {"source": dtype, "count": TensorProto.INT64}, dtype, opset=24)
+    nodes = [_axis(), helper.make_node("Slice", ["source", "start", "stop", "axis"], ["result"])]
+    return _model(nodes, {"source": dtype, "start": TensorProto.INT64, "stop": TensorProto.INT64}, dtype)
 
 
 def _write_graph(dtype: int) -> ModelProto:
     """TensorScatter, which leaves alone what it does not write where its target and its result are one place."""
     nodes = [
+        _axis(),
+        helper.make_node("Constant", [], ["zero"], value_ints=[0]),
         helper.make_node("Slice", ["source", "zero", "count", "axis"], ["new"]),
-        helper.make_node("TensorScatter", ["target", "new", "zero"], ["result"], axis=2),
+        helper.make_node("TensorScatter", ["target", "new", "start"], ["result"], axis=2),
     ]
-    return _model(nodes, {"source": dtype, "target": dtype, "count": TensorProto.INT64}, dtype, opset=24)
+    numbers = {"start": TensorProto.INT64, "count": TensorProto.INT64}
+    return _model(nodes, {"source": dtype, "target": dtype, **numbers}, dtype, opset=24)
 
 
 _GRAPHS = {"copy": _copy_graph, "read_positions": _read_graph, "write_positions": _write_graph}
 
 
-def _model(nodes: list[NodeProto], inputs: Mapping[str, int], dtype: int, *, opset: int) -> ModelProto:
+def _axis() -> NodeProto:
+    return helper.make_node("Constant", [], ["axis"], value_ints=[2])
+
+
+def _model(nodes: list[NodeProto], inputs: Mapping[str, int], dtype: int, *, opset: int = 21) -> ModelProto:
     infos = [helper.make_tensor_value_info(name, kind, None) for name, kind in inputs.items()]
-    constants = {"zero": 0, "axis": 2}
-    graph = helper.make_graph(
-        nodes,
-        "rows",
-        infos,
-        [helper.make_tensor_value_info("result", dtype, None)],
-        [numpy_helper.from_array(np.array([value]), name) for name, value in constants.items()] if opset > 21 else [],
-    )
+    result = helper.make_tensor_value_info("result", dtype, None)
+    graph = helper.make_graph(nodes, "rows", infos, [result])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)

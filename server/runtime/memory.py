@@ -1,6 +1,6 @@
 """Where state lies: in NumPy arrays here, or on a device (device_memory.py), with the same few operations on rows.
 
-A cache has its positions along dimension 2, and of its rows only the first `count` positions are moved.
+A cache has its positions along dimension 2, and is moved by positions: most of a row may be empty.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Memory(Protocol):
     def read(self, buffer: Buffer, row: int) -> Array:
         """A row, in host memory of its own."""
 
-    def read_positions(self, buffer: Buffer, row: int, count: int) -> Array:
-        """A cache's row, in host memory of its own."""
+    def read_positions(self, buffer: Buffer, row: int, start: int, stop: int) -> Array:
+        """Some positions of a cache's row, in host memory of its own."""
 
     def write(self, buffer: Buffer, row: int, values: Array) -> None:
         """Put back what `read` gave."""
 
-    def write_positions(self, buffer: Buffer, row: int, values: Array) -> None:
-        """Put back what `read_positions` gave."""
+    def write_positions(self, buffer: Buffer, row: int, start: int, values: Array) -> None:
+        """Put what `read_positions` gave into a cache's row, from `start` on."""
 
 
 class HostMemory:
@@ -73,14 +73,14 @@ class HostMemory:
         row_values: Array = buffer[row].copy()
         return row_values
 
-    def read_positions(self, buffer: Array, row: int, count: int) -> Array:
-        return buffer[row, :, :count].copy()
+    def read_positions(self, buffer: Array, row: int, start: int, stop: int) -> Array:
+        return buffer[row, :, start:stop].copy()
 
     def write(self, buffer: Array, row: int, values: Array) -> None:
         buffer[row] = values
 
-    def write_positions(self, buffer: Array, row: int, values: Array) -> None:
-        buffer[row, :, : values.shape[1]] = values
+    def write_positions(self, buffer: Array, row: int, start: int, values: Array) -> None:
+        buffer[row, :, start : start + values.shape[1]] = values
 
 
 HOST = HostMemory()

@@ -49,7 +49,8 @@ class Runner:
         memory: Memory = HOST,
     ) -> None:
         self.spec = spec
-        self.pool = StatePool(spec.state, max_rows, spec.max_positions, memory)
+        # What takes ragged rows masks what lies behind each row's end; the other kind does not read it.
+        self.pool = StatePool(spec.state, max_rows, spec.max_positions, memory, reads_ahead=ragged_prefill)
         self.sampler = SamplerTable(max_rows)
         self._step = step
         self._decode = decode
@@ -169,6 +170,7 @@ class Runner:
         """Exchange two rows."""
         state, parameters = self.pool.save_row(one), self.sampler.save_row(one)
         self.copy_row(other, one)
+        self.pool.clear_row(other)
         self.pool.load_row(other, state)
         self.sampler.load_row(other, parameters)
 

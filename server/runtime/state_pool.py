@@ -36,9 +36,13 @@ class StatePool:
         max_rows: int,
         max_positions: int | None = None,
         memory: Memory = HOST,
+        *,
+        reads_ahead: bool = False,
     ) -> None:
         self.specs = tuple(specs)
         self.memory = memory
+        self.reads_ahead = reads_ahead
+        """Whether runs read a cache behind its filled positions, weighing with zero: no NaN of others may lie there."""
         self.max_rows = max_rows
         self.current = self._allocate("recurrent")
         self.next = self._allocate("recurrent")
@@ -75,20 +79,23 @@ class StatePool:
         self.num_filled[row] = 0
         for buffer in self.current.values():
             self.memory.write(buffer, row, np.zeros(buffer.shape[1:], buffer.dtype))
+        for cache in self.caches.values() if self.reads_ahead else ():
+            self.memory.write(cache, row, np.zeros(cache.shape[1:], cache.dtype))
 
     def copy_row(self, source: int, target: int) -> None:
         """Give `target` the state of `source`."""
-        count = self.num_filled[target] = self.num_filled[source]
+        self.num_filled[target] = self.num_filled[source]
         for buffer in self.current.values():
             self.memory.copy(buffer, slice(source, source + 1), buffer, slice(target, target + 1))
         for cache in self.caches.values():
-            self.memory.copy_positions(cache, source, cache, target, int(count))
+            count = cache.shape[2] if self.reads_ahead else int(self.num_filled[source])
+            self.memory.copy_positions(cache, source, cache, target, count)
 
     def save_row(self, row: int) -> SavedRow:
         """A copy of the row's state."""
         count = int(self.num_filled[row])
         tensors = {name: self.memory.read(buffer, row) for name, buffer in self.current.items()}
-        tensors |= {name: self.memory.read_positions(cache, row, count) for name, cache in self.caches.items()}
+        tensors |= {name: self.memory.read_positions(cache, row, 0, count) for name, cache in self.caches.items()}
         return SavedRow(tensors, count)
 
     def load_row(self, row: int, saved: SavedRow) -> None:
@@ -97,7 +104,7 @@ class StatePool:
         for name, buffer in self.current.items():
             self.memory.write(buffer, row, saved.tensors[name])
         for name, cache in self.caches.items():
-            self.memory.write_positions(cache, row, saved.tensors[name])
+            self.memory.write_positions(cache, row, 0, saved.tensors[name])
 
     def _allocate(self, kind: str, num_positions: int = 0) -> Buffers:
         return {

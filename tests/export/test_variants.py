@@ -224,6 +224,34 @@ def test_rows_near_their_end_are_fed_without_padding() -> None:
         np.testing.assert_allclose(result.outputs[row], expected[row][-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["cpu-float32", FLOAT32])
+def test_nan_of_one_request_does_not_reach_the_next(variant: str) -> None:
+    """What a request that went wrong leaves in a row is not seen by who has the row, or its memory, afterwards."""
+    runner = runner_of("transformer", variant)
+    prompt = np.arange(20)
+    expected = feed(runner, 0, prompt)
+    for cache in runner.pool.caches.values():
+        cache[:3] = np.nan
+    runner.pool.num_filled[:3] = 40
+
+    for row in (0, 2):
+        runner.pool.clear_row(row)
+    given_a_poisoned_row = feed(runner, 0, prompt)
+    feed(runner, 2, prompt[:10])
+    runner.copy_row(2, 1)  # as when row 1 is left to the last one
+    moved = feed(runner, 1, prompt[10:])
+    runner.pool.clear_row(2)
+    feed(runner, 2, prompt[:10])
+    for cache in runner.pool.caches.values():
+        cache[0, :, 15:] = np.nan  # as of a prompt in row 0 whose second chunk went wrong
+    runner.swap_rows(0, 2)
+    swapped = feed(runner, 0, prompt[10:])
+
+    np.testing.assert_array_equal(given_a_poisoned_row, expected)
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
+    np.testing.assert_allclose(swapped, expected, atol=1e-5)
+
+
 def feed(runner: Runner, row: int, prompt: np.ndarray) -> np.ndarray:
     """Feed a prompt to a row; the output after it."""
     length, uniforms = np.array([len(prompt)]), np.zeros((1, 1), np.float32)
