@@ -10,16 +10,20 @@ export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint protos bench clean
+.PHONY: help demo test test-cuda lint protos bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## train, certify, serve and stream a small model: about two minutes, results in demo/
 	$(BIN)/statewise demo
 
 test: lint  ## run all checks, then all tests
 	$(BIN)/python -m pytest
+
+test-cuda: $(READY)  ## run what needs an NVIDIA GPU (REQUIRE_CUDA=1: fail where there is none)
+	$(BIN)/python -m pip install --editable '.[cuda]'
+	$(BIN)/python -m pytest -m cuda -rs tests/cuda
 
 lint: $(READY)  ## check style, types and the imports between packages
 	$(BIN)/ruff check .

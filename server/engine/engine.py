@@ -17,12 +17,12 @@ from server.engine.request import Channel, Delta, GenerationRequest, Stream
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.settings import EngineSettings
+from server.runtime.faults import step_error
 from server.runtime.runner import Runner, StepResult
 from statewise.bundle import Bundle
 from statewise.errors import (
     CancelledError,
     DeadlineExceededError,
-    InternalError,
     OverloadedError,
     StatewiseError,
     UnavailableError,
@@ -193,7 +193,8 @@ class Engine:
         except BaseException as error:
             logger.exception("engine of model %s has failed", self.manifest.name)
             self._failure = error
-        self._fail(self._all_sequences(), UnavailableError("the server is stopping; retry elsewhere"))
+        reason = "has failed" if self._failure else "is stopping"
+        self._abandon(UnavailableError(f"model {self.manifest.name!r} {reason}; retry elsewhere"))
         self._deliver()
 
     def _await_work(self) -> bool:
@@ -236,8 +237,10 @@ class Engine:
             self._commit_prompts(prefilling, plan.chunk_lengths, prefilled)
         except Exception as error:
             logger.exception("a step of model %s failed", self.manifest.name)
-            message = f"a step failed: {type(error).__name__}; the request may be retried"
-            self._fail([*decoding, *prefilling], InternalError(message))
+            told = step_error(error, self.manifest.name)
+            if isinstance(told, UnavailableError):
+                raise
+            self._fail([*decoding, *prefilling], told)
         finally:
             self._step_started = None
             self.stats.num_steps += 1
@@ -274,6 +277,16 @@ class Engine:
                 self._scheduler.waiting.remove(sequence)
             else:
                 continue
+            self._tell(sequence, Delta(error=error))
+
+    def _abandon(self, error: StatewiseError) -> None:
+        """Fail everything without moving a row: no step follows, and a device that has failed could not."""
+        with self._lock:
+            sequences = self._all_sequences()
+            self._scheduler.running.clear()
+            self._scheduler.waiting.clear()
+            self._scheduler.num_decoding = 0
+        for sequence in sequences:
             self._tell(sequence, Delta(error=error))
 
     def _all_sequences(self) -> list[Sequence]:

@@ -82,11 +82,11 @@ class DeviceMemory:
         return values
 
     def write(self, buffer: DeviceBuffer, row: int, values: Array) -> None:
-        values = np.ascontiguousarray(np.broadcast_to(values, buffer.shape[1:]), buffer.dtype)
+        values = np.asarray(values, buffer.dtype, order="C")  # ascontiguousarray makes scalars vectors
         self._run("copy", {"source": _as_row(values)}, buffer[_one(row)])
 
     def write_positions(self, buffer: DeviceBuffer, row: int, start: int, values: Array) -> None:
-        values = np.ascontiguousarray(values, buffer.dtype)
+        values = np.asarray(values, buffer.dtype, order="C")
         self._write_positions(_as_row(values), buffer[_one(row)], start, values.shape[1])
 
     def _write_positions(self, source: View, target: View, start: int, count: int) -> None:

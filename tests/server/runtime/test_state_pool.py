@@ -20,6 +20,7 @@ MAX_POSITIONS = 64
 SPECS = (
     StateSpec(name="hidden", shape=("row", 3)),
     StateSpec(name="window", shape=("row", 2, 2), dtype="int64"),
+    StateSpec(name="position", shape=("row",), dtype="int64"),
 )
 MEMORIES = {"host": HOST, "device": DeviceMemory("cpu")}
 """ONNX Runtime's memory on the CPU is moved by the same graphs and bindings as its memory on a GPU."""
@@ -198,8 +199,8 @@ def test_a_row_moves_between_memories(dtype: Any) -> None:
 
 
 def test_the_bytes_of_a_row_are_counted(memory: Memory) -> None:
-    """Three float32 and four int64 numbers are 44 bytes; a cache counts at its full length."""
-    assert StatePool(SPECS, MAX_ROWS, memory=memory).bytes_per_row == 3 * 4 + 4 * 8
+    """Three float32 and five int64 numbers are 52 bytes; a cache counts at its full length."""
+    assert StatePool(SPECS, MAX_ROWS, memory=memory).bytes_per_row == 3 * 4 + 5 * 8
     assert StatePool((CACHE,), MAX_ROWS, MAX_POSITIONS, memory).bytes_per_row == 2 * 64 * 3 * 4
 
 
