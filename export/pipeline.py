@@ -83,12 +83,21 @@ class Verified:
 
 
 def verify_bundle(path: Path, *, progress: Progress = lambda _: None) -> dict[str, Verified]:
-    """Make every certificate of a bundle again, from the checkpoint inside it.
+    """Make every certificate of a bundle again, from the checkpoint inside it; of those whose device is here.
 
-    Raises BundleError where the bundle is damaged or not certified, NotFoundError where there is none.
+    Raises BundleError where the bundle is damaged, not certified or for other devices, NotFoundError where there is
+    none.
     """
     bundle = open_bundle(resolve_bundle(path))
     stored = {name: check_certificate(bundle, name) for name in bundle.manifest.variants}
+    elsewhere = {name: reason for name in stored if (reason := why_not(bundle.variant(name).device))}
+    for name, reason in elsewhere.items():
+        progress(f"leaving out {name}: {reason}")
+        del stored[name]
+    if not stored:
+        raise BundleError(
+            f"{bundle}: no variant of it runs here: {'; '.join(f'{n}: {r}' for n, r in elsewhere.items())}"
+        )
     if CHECKPOINT_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle}: holds no {CHECKPOINT_FILE}, so there is nothing to verify it against")
     checkpoint = load_checkpoint(bundle.folder)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import io
+import importlib.util
 from functools import cache
+from pathlib import Path
 
 from server.runtime.onnx import onnxruntime
 
@@ -45,30 +45,39 @@ def _driver_problem() -> str | None:
 
 
 def _library_problem() -> str | None:
-    # It looks where the wheels of statewise[cuda] put them, and prints what it misses; which is for us to say.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        onnxruntime.preload_dlls()
-    missing = [name for name in _libraries(onnxruntime.cuda_version) if not _loads(name)]
+    major = onnxruntime.cuda_version.split(".")[0]
+    # cuDNN compiles kernels with it where it has none ready; only some operators come to that.
+    _loads(f"libnvrtc.so.{major}")
+    missing = [name for name in _libraries(major) if not _loads(name)]
     if missing:
-        return f"{', '.join(missing)} cannot be loaded; install NVIDIA's libraries with `pip install statewise[cuda]`"
+        return f"{', '.join(missing)} cannot be loaded; install NVIDIA's libraries with `pip install 'statewise[cuda]'`"
     return None
 
 
-def _libraries(cuda_version: str) -> tuple[str, ...]:
+def _libraries(cuda_major: str) -> tuple[str, ...]:
     """What the CUDA provider is linked to, and cuDNN, which its recurrent operators open when they are made."""
-    major = cuda_version.split(".")[0]
     return (
-        f"libcudart.so.{major}",
-        f"libcublasLt.so.{major}",
-        f"libcublas.so.{major}",
+        f"libcudart.so.{cuda_major}",
+        f"libcublasLt.so.{cuda_major}",
+        f"libcublas.so.{cuda_major}",
         "libcurand.so.10",
         "libcudnn.so.9",
     )
 
 
 def _loads(name: str) -> bool:
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return False
-    return True
+    """Load a library for good, from NVIDIA's wheels or from where the system looks; ONNX Runtime then finds it."""
+    # onnxruntime.preload_dlls does the same, and prints what it misses.
+    for place in (*_in_wheels(name), name):
+        try:
+            ctypes.CDLL(place)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _in_wheels(name: str) -> list[str]:
+    package = importlib.util.find_spec("nvidia")
+    folders = package.submodule_search_locations if package else None
+    return [str(path) for folder in folders or () for path in Path(folder).glob(f"*/lib/{name}")]

@@ -14,7 +14,7 @@ ERROR_SEVERITY = 3
 
 _CUDA_OPTIONS = {
     "device_id": "0",
-    # Twice the memory at every growth, the default, is what the state pool needs.
+    # By default the arena doubles whenever it grows, and takes the memory that state is to have.
     "arena_extend_strategy": "kSameAsRequested",
     # TensorFloat-32 rounds products to 10 bits, far outside a float32 certificate.
     "use_tf32": "0",

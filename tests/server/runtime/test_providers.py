@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,5 +47,25 @@ def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, capfd: pyt
 
     reason = providers._library_problem()
 
-    assert reason == ("libcudart.so.0 cannot be loaded; install NVIDIA's libraries with `pip install statewise[cuda]`")
+    assert reason == "libcudart.so.0 cannot be loaded; install NVIDIA's libraries with `pip install 'statewise[cuda]'`"
     assert capfd.readouterr() == ("", "")
+
+
+def test_libraries_are_found_in_nvidias_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A library that only a wheel of NVIDIA's has, beside other packages, is loaded from there."""
+    name = "libstatewise_probe.so.1"
+    assert not providers._loads(name)
+    folder = tmp_path / "nvidia" / "cu13" / "lib"
+    folder.mkdir(parents=True)
+    shutil.copy(mapped("libm.so.6"), folder / name)
+
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert providers._loads(name)
+
+
+def mapped(name: str) -> Path:
+    """The file of a library that this process has loaded."""
+    ctypes.CDLL(name)
+    lines = Path("/proc/self/maps").read_text(encoding="ascii").splitlines()
+    return next(Path(line.split()[-1]) for line in lines if line.split()[-1].endswith(f"/{name}"))
