@@ -7,7 +7,7 @@ elsewhere and the folder is carried over:
     CUDA_DRAFTS=FOLDER python -m pytest -m cuda tests/cuda   where the GPU is
 
 That machine needs pytest, pytest-timeout, numpy, onnx, onnxruntime-gpu with NVIDIA's libraries, torch, pydantic,
-pydantic-settings, tokenizers, and this folder installed (`pip install --no-deps -e .`).
+grpcio, protobuf, tokenizers, and this folder installed (`pip install --no-deps -e .`).
 """
 
 from __future__ import annotations
