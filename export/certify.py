@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from export.driver import RuntimeDecoder
 from export.near_ties import is_near_tie
-from export.tolerances import tolerances
+from export.tolerances import against_pytorch
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
 from statewise.certificate import Case, Certificate, OutputAgreement, TokenAgreement, Tolerances
@@ -90,7 +90,7 @@ def certify(
     decoder = RuntimeDecoder(runner)
     # Half of a bounded model's positions are left for what is generated.
     prompts = _prompts(spec, sorted({min(length, limit // 2) for length in PROMPT_LENGTHS}), scale)
-    found = _Findings(tolerances(spec, bundle.variant(variant_name)))
+    found = _Findings(against_pytorch(spec, bundle.variant(variant_name)))
     progress("outputs at every position")
     _compare_outputs(decoder, reference, prompts, found)
     if spec.max_positions is not None:

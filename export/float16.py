@@ -43,7 +43,7 @@ class _Lowering:
     def __init__(self, traced: TracedStep) -> None:
         self.traced = traced
         self.reals = traced.reals | {name for name, array in traced.weights.items() if array.dtype == np.float32}
-        self.wide = {"items"} & traced.reals
+        self.wide = {name for name in traced.reals if name.rpartition(".")[2] == "items"}
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, NDArray[Any]] = {}
         self.casts: set[str] = set()
