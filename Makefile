@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test test-cuda lint protos bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## train, certify, serve and stream a small model: about two minutes, results in demo/
 	$(BIN)/statewise demo
@@ -22,7 +22,7 @@ test: lint  ## run all checks, then all tests
 	$(BIN)/python -m pytest
 
 test-cuda: $(READY)  ## run what needs an NVIDIA GPU (REQUIRE_CUDA=1: fail where there is none)
-	$(BIN)/python -m pip install --editable '.[cuda]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[cuda]'
 	$(BIN)/python -m pytest -m cuda -rs tests/cuda
 
 lint: $(READY)  ## check style, types and the imports between packages
