@@ -12,7 +12,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-leak lint protos bench bench-peers clean
+.PHONY: help demo test test-leak test-cuda lint protos bench bench-peers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ test: lint  ## run all checks, then all tests
 
 test-leak: $(READY)  ## serve 10,000 random requests to each of two families: nothing may grow (minutes)
 	$(BIN)/python -m pytest -s -m leak
+
+test-cuda: $(READY)  ## run what needs an NVIDIA GPU (REQUIRE_CUDA=1: fail where there is none)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[cuda]'
+	$(BIN)/python -m pytest -m cuda -rs tests/cuda
 
 lint: $(READY)  ## check style, types and the imports between packages
 	$(BIN)/ruff check .

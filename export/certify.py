@@ -5,7 +5,7 @@ A variant of lower precision is held against itself instead, and its divergence 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from export.divergence import measure_divergence
 from export.driver import RuntimeDecoder
 from export.inputs import DATA_SEED, Scale, held_out_rows, random_items
+from export.invariance import MIXED_CHUNK, agrees_in_batch, is_batch_invariant
 from export.near_ties import is_near_tie
 from export.self_reference import SelfReference
-from export.tolerances import against_itself, against_pytorch
+from export.tolerances import against_itself, against_pytorch, agree
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
 from statewise.certificate import Case, Certificate, Limits, OutputAgreement, TokenAgreement, Tolerances
@@ -41,8 +42,6 @@ NUM_GENERATED = 200
 NUM_REAL_GENERATED = 32
 """Real vectors fed back let rounding grow, so that a long run says little."""
 STEPS_PER_RUN = (1, 5, 16, 2)
-MIXED_CHUNK = 16
-"""Items of a prompt that are read beside decoding rows."""
 SAMPLED = (
     SamplingParams(seed=1),
     SamplingParams(seed=2, temperature=0.8, top_k=20),
@@ -92,16 +91,19 @@ def certify(
     *,
     limits: Limits | None = None,
     held_out: Array | None = None,
+    device: str | None = None,
 ) -> Certificate:
     """Run every comparison; the certificate says whether all of them passed.
 
     With `limits` the variant is held against itself, and its divergence from the reference against the limits; that is
     measured on `held_out` items, `[time]` or `[time, features]`, or on what the reference samples.
+    `device`: where to run the variant instead of its own device, as tests do that have none.
     """
     spec = bundle.manifest.model
-    decoder = RuntimeDecoder(Runner.load(bundle, variant_name, max_rows=max(BATCH_SIZES)))
+    decoder = RuntimeDecoder(Runner.load(bundle, variant_name, max_rows=max(BATCH_SIZES), device=device))
     if limits is None:
-        found = _compare(decoder, reference, against_pytorch(spec), scale, progress)
+        tolerances = against_pytorch(spec, bundle.variant(variant_name))
+        found = _compare(decoder, reference, tolerances, scale, progress)
         divergence = None
     else:
         itself = SelfReference(decoder)
@@ -149,17 +151,24 @@ def _compare(
     if spec.max_positions is not None:
         (prompt,) = random_items(spec, (min(spec.max_positions - 1, MAX_NEAR_LIMIT),), scale)
         _compare_near_limit(decoder, reference, prompt, found)
+    if decoder.runner.can_mix:
+        _compare_mixed(decoder, reference, prompts, found)
     progress("batch invariance")
-    found.batch_invariant = _is_batch_invariant(decoder, prompts, min(24, limit - max(map(len, prompts))))
+    if tolerances.batch == "within":
+        found.batch_invariant = agrees_in_batch(decoder, prompts, tolerances)
+    else:
+        sampled = isinstance(spec.input, TokenInput)
+        params = [SAMPLED[row % len(SAMPLED)] if sampled else GREEDY for row in range(len(prompts))]
+        num_items = min(24, limit - max(map(len, prompts)))
+        found.batch_invariant = is_batch_invariant(decoder, prompts, params, num_items, STEPS_PER_RUN)
     if isinstance(spec.input, TokenInput):
-        tie = tolerances.near_tie
         progress("greedy tokens")
         greedy = [GREEDY] * len(prompts)
-        found.greedy = _compare_tokens(decoder, reference, prompts, greedy, limit, STEPS_PER_RUN, tie)
+        found.greedy = _compare_tokens(decoder, reference, prompts, greedy, limit, STEPS_PER_RUN, tolerances)
         progress("sampled tokens")
         found.sampled = _add(
-            _compare_tokens(decoder, reference, prompts, SAMPLED, limit, STEPS_PER_RUN, tie),
-            _compare_tokens(decoder, reference, prompts[-3:], PENALIZED, limit, (1,), tie),
+            _compare_tokens(decoder, reference, prompts, SAMPLED, limit, STEPS_PER_RUN, tolerances),
+            _compare_tokens(decoder, reference, prompts[-3:], PENALIZED, limit, (1,), tolerances),
         )
     else:
         progress("values fed back")
@@ -206,22 +215,35 @@ def _compare_batch(
 ) -> None:
     """Compare the outputs that a batch gives with those expected of each length."""
     outputs = decoder.prefill(batch, [GREEDY] * len(batch), chunk).outputs
-    pairs = [
-        (output, expected[len(prompt)][position])
-        for prompt, row in zip(batch, outputs, strict=True)
-        for position, output in row.items()
-    ]
-    passed = _record(found, pairs, batch, chunk)
+    passed = _record(found, _pairs(outputs, [expected[len(prompt)] for prompt in batch]), batch, chunk)
     if chunk is not None:
         found.chunk_invariant &= passed
 
 
-def _record(found: _Findings, pairs: list[tuple[Array, Array]], batch: list[Array], chunk: int | None) -> bool:
+def _compare_mixed(decoder: RuntimeDecoder, reference: Reference, prompts: list[Array], found: _Findings) -> None:
+    """Rows that decode while a prompt is read, and that prompt; the reference reads the items that those rows chose."""
+    prompts = prompts * 2 if len(prompts) == 1 else prompts
+    items, _, outputs = decoder.generate_beside(prompts, [GREEDY] * len(prompts), MIXED_CHUNK)
+    read = [np.concatenate([prompt, own[:-1]]) for prompt, own in zip(prompts, items, strict=True)]
+    if isinstance(reference.spec.input, TokenInput):
+        read = [row.clip(0) for row in read]  # -1 stands for outputs that are not finite, and an embedding has no -1
+    _record(found, _pairs(outputs, reference.outputs(read)), prompts, MIXED_CHUNK, mixed=True)
+
+
+def _pairs(outputs: Sequence[dict[int, Array]], expected: Sequence[Array]) -> list[tuple[Array, Array]]:
+    """The outputs of every row at some positions, each with the one expected there."""
+    rows = zip(outputs, expected, strict=True)
+    return [(output, row[position]) for at, row in rows for position, output in at.items()]
+
+
+def _record(
+    found: _Findings, pairs: list[tuple[Array, Array]], batch: list[Array], chunk: int | None, *, mixed: bool = False
+) -> bool:
     """Compare pairs of actual and expected outputs, and add them as a case; returns whether it passed."""
     actual = np.concatenate([np.atleast_2d(a) for a, _ in pairs])
     expected = np.concatenate([np.atleast_2d(e) for _, e in pairs])
     error = np.abs(actual.astype(np.float64) - expected)
-    passed = bool((error <= found.tolerances.absolute + found.tolerances.relative * np.abs(expected)).all())
+    passed = agree(actual, expected, found.tolerances)
     relative = error / np.maximum(np.abs(expected), 1.0)
     # NumPy's maximum keeps a NaN, Python's max would lose it.
     found.max_absolute_error = float(np.maximum(found.max_absolute_error, error.max()))
@@ -232,44 +254,12 @@ def _record(found: _Findings, pairs: list[tuple[Array, Array]], batch: list[Arra
             prompt_length=max(map(len, batch)),
             batch_size=len(batch),
             chunk=chunk,
+            mixed=mixed,
             max_absolute_error=float(error.max()),
             passed=passed,
         )
     )
     return passed
-
-
-def _is_batch_invariant(decoder: RuntimeDecoder, prompts: list[Array], count: int) -> bool:
-    """Whether rows alone give bit for bit what they give together: outputs, items and log-probabilities."""
-    is_tokens = isinstance(decoder.runner.spec.input, TokenInput)
-    params = [SAMPLED[row % len(SAMPLED)] if is_tokens else GREEDY for row in range(len(prompts))]
-    together = decoder.prefill(prompts, params, 16).outputs
-    items, log_probabilities = decoder.generate(prompts, params, count, chunk=64, steps_per_run=STEPS_PER_RUN)
-    for row, prompt in enumerate(prompts):
-        (alone,) = decoder.prefill([prompt], [params[row]], 16).outputs
-        same = all(np.array_equal(alone[at], together[row][at]) for at in alone)
-        own_items, own_log_probabilities = decoder.generate(
-            [prompt], [params[row]], count, chunk=64, steps_per_run=(3, 1, 8)
-        )
-        same &= np.array_equal(own_items[0], items[row])
-        same &= np.array_equal(own_log_probabilities[0], log_probabilities[row])
-        if not same:
-            return False
-    return not decoder.runner.can_mix or _mixes_exactly(decoder, prompts, params)
-
-
-def _mixes_exactly(decoder: RuntimeDecoder, prompts: list[Array], params: list[SamplingParams]) -> bool:
-    """Whether rows that decode while a prompt is read, and that prompt, give bit for bit what each gives alone."""
-    if len(prompts) == 1:
-        prompts, params = prompts * 2, params * 2
-    together = decoder.generate_beside(prompts, params, MIXED_CHUNK)
-    for row, (items, log_probabilities) in enumerate(zip(*together, strict=True)):
-        own_items, own_log_probabilities = decoder.generate(
-            [prompts[row]], [params[row]], len(items), chunk=MIXED_CHUNK
-        )
-        if not (np.array_equal(own_items[0], items) and np.array_equal(own_log_probabilities[0], log_probabilities)):
-            return False
-    return True
 
 
 def _compare_tokens(
@@ -279,7 +269,7 @@ def _compare_tokens(
     params: list[SamplingParams] | tuple[SamplingParams, ...],
     limit: int,
     steps_per_run: tuple[int, ...],
-    near_tie: float,
+    tolerances: Tolerances,
 ) -> TokenAgreement:
     prompts = [prompts[row % len(prompts)] for row in range(len(params))]
     params = [_within_vocabulary(p, reference.spec) for p in params]
@@ -294,6 +284,7 @@ def _compare_tokens(
             continue
         # From the first difference on the rows read different items, so nothing after it can be compared.
         at = int(differing[0])
+        near_tie = tolerances.near_tie + tolerances.of_largest * float(np.abs(logits[row][at]).max())
         tie = is_near_tie(logits[row][at], p, prompts[row], expected[row][:at], int(actual[row][at]), near_tie)
         agreement = _add(agreement, TokenAgreement(compared=at + 1, equal=at, near_ties=int(tie)))
     return agreement

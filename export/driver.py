@@ -92,28 +92,35 @@ class RuntimeDecoder:
 
     def generate_beside(
         self, prompts: Sequence[Array], params: Sequence[SamplingParams], chunk: int
-    ) -> tuple[list[Array], list[NDArray[np.float32]]]:
+    ) -> tuple[list[Array], list[NDArray[np.float32]], list[dict[int, NDArray[np.float32]]]]:
         """Prefill all prompts but the last one, and decode them while the last one is read, one item to a chunk of it.
 
-        Returns each row's items and log-probabilities, the last row's being the one item after its prompt.
+        Returns each row's items and log-probabilities, the last row's being the one item after its prompt, and the
+        outputs of the runs that did both, by position.
         """
         last = len(prompts) - 1
         prefilled = self.prefill(prompts[:last], params[:last], chunk)
         items = [[result.items[0, row]] for row, result in enumerate(prefilled.first)]
         log_probabilities = [self._log_probabilities(r, row) for row, r in enumerate(prefilled.first)]
+        outputs: list[dict[int, NDArray[np.float32]]] = [{} for _ in prompts]
         self._start(last, prompts[last], params[last])
         for position, start in enumerate(range(0, len(prompts[last]), chunk), start=1):
             uniforms = [Uniforms(p.seed or 0).take(position, 1) for p in params[:last]]
             uniforms.append(Uniforms(params[last].seed or 0).take(0, 1))
             latest = np.stack([row[-1:] for row in items])
             piece = prompts[last][None, start : start + chunk]
-            result = self.runner.mixed(last, latest, piece, np.stack(uniforms), num_rows=len(prompts))
+            result = self.runner.mixed(
+                last, latest, piece, np.stack(uniforms), num_rows=len(prompts), with_outputs=True
+            )
+            assert result.outputs is not None
+            outputs[last][start + piece.shape[1] - 1] = result.outputs[last]
             for row in range(last):
+                outputs[row][len(prompts[row]) + position - 1] = result.outputs[row]
                 items[row].append(result.items[0, row])
                 log_probabilities[row] += self._log_probabilities(result, row)
         items.append([result.items[0, last]])
         log_probabilities.append(self._log_probabilities(result, last))
-        return [np.stack(row) for row in items], [np.array(row, np.float32) for row in log_probabilities]
+        return [np.stack(row) for row in items], [np.array(row, np.float32) for row in log_probabilities], outputs
 
     def _start(self, row: int, prompt: Array, params: SamplingParams) -> None:
         self.runner.pool.clear_row(row)

@@ -19,6 +19,9 @@ from statewise.manifest import ModelSpec, TokenInput
 
 IR_VERSION = 10
 
+_NEWER_OPERATORS = {"Attention": 24, "TensorScatter": 24}
+"""Operators that a step may hold although OPSET has none of the name, with the opset that they need."""
+
 _DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
 
 
@@ -112,7 +115,8 @@ def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx
 def finish_model(graph: onnx.GraphProto, weights: Sequence[TensorProto]) -> onnx.ModelProto:
     """The graph with the weights it reads, checked."""
     _add_weights(graph, weights)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+    opset = max([OPSET, *(_NEWER_OPERATORS.get(node.op_type, OPSET) for node in graph.node)])
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="statewise")
     return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False)
 

@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 
 from export.certify import certify, library_versions
 from export.graphs import decode_graph, finish_model, mixed_graph, step_graph
@@ -16,6 +18,7 @@ from export.tolerances import limits
 from export.trace import trace_mixed, trace_step
 from export.variants import DEFAULT_VARIANT, VariantPlan, plans
 from export.weights import share_weights, write_weights
+from server.runtime.providers import why_not
 from statewise.bundle import Bundle, open_bundle, resolve_bundle
 from statewise.bundle_writer import BundleContent, new_bundle
 from statewise.certificate import Certificate, Limits, check_certificate
@@ -23,6 +26,7 @@ from statewise.errors import BundleError
 from statewise.manifest import ModelSpec, Variant
 from training.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, Checkpoint, load_checkpoint
 from training.decoding import ReferenceDecoder
+from training.transformer.attention import attention_lowering
 
 Progress = Callable[[str], None]
 
@@ -54,15 +58,14 @@ def export_checkpoint(
     Raises ConfigError where a variant, the name or the version cannot be used, or the disk fails.
     """
     chosen = plans(variants)
-    spec = checkpoint.plugin.spec(checkpoint.config)
     with new_bundle(repository, checkpoint.name if name is None else name, version) as draft:
         progress("tracing the model")
-        written = {n: _write_graphs(n, plan, checkpoint, spec, draft.folder) for n, plan in chosen.items()}
+        written = {n: write_variant(n, plan, checkpoint, draft.folder) for n, plan in chosen.items()}
         _copy_checkpoint(checkpoint, draft.folder)
         content = BundleContent(
             plugin=checkpoint.plugin.name,
             plugin_config=checkpoint.config.model_dump(mode="json"),
-            model=spec,
+            model=checkpoint.plugin.spec(checkpoint.config),
             variants=written,
             created_with=library_versions(),
             special_tokens=checkpoint.special_tokens,
@@ -86,12 +89,20 @@ class Verified:
 
 
 def verify_bundle(path: Path, *, progress: Progress = lambda _: None) -> dict[str, Verified]:
-    """Make every certificate of a bundle again, from the checkpoint inside it.
+    """Make every certificate of a bundle again, from the checkpoint inside it; of those whose device is here.
 
-    Raises BundleError where the bundle is damaged or not certified, NotFoundError where there is none.
+    Raises BundleError where the bundle is damaged, not certified or for other devices, NotFoundError where there is
+    none.
     """
     bundle = open_bundle(resolve_bundle(path))
     stored = {name: check_certificate(bundle, name) for name in bundle.manifest.variants}
+    elsewhere = {name: reason for name in stored if (reason := why_not(bundle.variant(name).device))}
+    for name, reason in elsewhere.items():
+        progress(f"leaving out {name}: {reason}")
+        del stored[name]
+    if not stored:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in elsewhere.items())
+        raise BundleError(f"{bundle}: no variant of it runs here: {reasons}")
     if CHECKPOINT_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle}: holds no {CHECKPOINT_FILE}, so there is nothing to verify it against")
     checkpoint = load_checkpoint(bundle.folder)
@@ -103,9 +114,7 @@ def _certifier(
     bundle: Bundle, checkpoint: Checkpoint, progress: Progress
 ) -> Callable[[str, Limits | None], Certificate]:
     """Certify one variant after another against the same checkpoint."""
-    reference = ReferenceDecoder(checkpoint.in_raw_units(), bundle.manifest.model)
-    standardization, held_out = checkpoint.standardization, checkpoint.held_out()
-    scale = Scale(standardization.mean, standardization.deviation) if standardization else Scale()
+    reference, scale, held_out = reference_of(checkpoint), scale_of(checkpoint), checkpoint.held_out()
 
     def certify_variant(name: str, limits: Limits | None) -> Certificate:
         def tell(stage: str) -> None:
@@ -116,25 +125,54 @@ def _certifier(
     return certify_variant
 
 
-def _write_graphs(name: str, plan: VariantPlan, checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> Variant:
+def reference_of(checkpoint: Checkpoint) -> ReferenceDecoder:
+    """What a bundle of the checkpoint is held against."""
+    return ReferenceDecoder(checkpoint.in_raw_units(), checkpoint.plugin.spec(checkpoint.config))
+
+
+def scale_of(checkpoint: Checkpoint) -> Scale:
+    """The scale of the vectors that the checkpoint's model reads."""
+    standardization = checkpoint.standardization
+    return Scale(standardization.mean, standardization.deviation) if standardization else Scale()
+
+
+def write_variant(name: str, plan: VariantPlan, checkpoint: Checkpoint, folder: Path) -> Variant:
     """Write the graphs of a variant and the weights that they share."""
-    module = checkpoint.in_raw_units()
-    step = plan.lower(trace_step(module, spec))
-    graphs, weights = {"step": step_graph(step, spec)}, step.weights
-    if not any(s.kind == "cache" for s in spec.state):
-        # A Loop would copy caches at every step; they are appended to in place, one step to a run.
-        graphs["decode"] = decode_graph(step, spec)
-    if checkpoint.plugin.mixes:
-        mixed = share_weights(plan.lower(trace_mixed(module, spec)), weights)
-        graphs["mixed"], weights = mixed_graph(mixed, spec), weights | mixed.weights
+    spec = checkpoint.plugin.spec(checkpoint.config)
+    with attention_lowering(plan.attention):
+        graphs, weights = _graphs(plan, checkpoint, spec)
     files = {graph: f"{graph}.{name}.onnx" for graph in graphs}
     data = f"weights.{name}.data"
     initializers = write_weights(folder / data, weights)
     for graph, file in files.items():
         onnx.save_model(finish_model(graphs[graph], initializers), folder / file)
         onnx.checker.check_model(str(folder / file))
-    certificate = f"certificate.{name}.json"
-    return Variant(device=plan.device, precision=plan.precision, data=(data,), certificate=certificate, **files)
+    return Variant(
+        device=plan.device,
+        precision=plan.precision,
+        data=(data,),
+        state_dtype=plan.state_dtype,
+        # GroupQueryAttention takes several new items of one row only.
+        ragged_prefill=not spec.has_caches or plan.attention == "standard",
+        certificate=f"certificate.{name}.json",
+        **files,
+    )
+
+
+def _graphs(
+    plan: VariantPlan, checkpoint: Checkpoint, spec: ModelSpec
+) -> tuple[dict[str, onnx.GraphProto], dict[str, NDArray[Any]]]:
+    """The graphs of a variant by name, and all their weights; the trace is in the spec's own types."""
+    module, lowered = checkpoint.in_raw_units(), spec.with_state_dtype(plan.state_dtype)
+    step = plan.lower(trace_step(module, spec))
+    graphs, weights = {"step": step_graph(step, lowered)}, step.weights
+    if not spec.has_caches:
+        # A Loop would copy caches at every step; they are appended to in place, one step to a run.
+        graphs["decode"] = decode_graph(step, lowered)
+    if checkpoint.plugin.mixes and plan.attention == "gqa":
+        mixed = share_weights(plan.lower(trace_mixed(module, spec)), weights)
+        graphs["mixed"], weights = mixed_graph(mixed, lowered), weights | mixed.weights
+    return graphs, weights
 
 
 def _copy_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

@@ -9,7 +9,9 @@ from xml.etree import ElementTree as ET
 
 from rich.table import Table
 
-from statewise.certificate import Case, Certificate, TokenAgreement, ValueDivergence
+from statewise.certificate import Case, Certificate, TokenAgreement, Tolerances, ValueDivergence
+
+_BATCH = {"exact": "bit for bit", "within": "within limit"}
 
 
 class ReportFormat(StrEnum):
@@ -32,15 +34,13 @@ class Check:
 def checks(certificate: Certificate) -> list[Check]:
     """What the certificate compared, one line each."""
     tolerances, outputs = certificate.tolerances, certificate.outputs
-    if certificate.reference == "pytorch":
-        against, limit = "PyTorch", f"{tolerances.absolute:g} + {tolerances.relative:g} x |value|"
-    else:
-        against, limit = "single steps", f"{tolerances.absolute:.2g}"
+    against = "PyTorch" if certificate.reference == "pytorch" else "single steps"
+    error = f"max error {outputs.max_absolute_error:.2e} (limit {_limit(tolerances)})"
     lines = [
         Check(
             f"outputs against {against}",
             all(case.passed for case in certificate.cases),
-            f"max error {outputs.max_absolute_error:.2e} (limit {limit}) at {outputs.positions_compared} positions",
+            f"{error} at {outputs.positions_compared} positions",
         )
     ]
     lines += [
@@ -55,7 +55,7 @@ def checks(certificate: Certificate) -> list[Check]:
         Check(
             "row alone = row in a batch",
             certificate.batch_invariant,
-            "bit for bit" if certificate.batch_invariant else "differs",
+            _BATCH[tolerances.batch] if certificate.batch_invariant else "differs",
         )
     )
     lines.append(
@@ -66,6 +66,11 @@ def checks(certificate: Certificate) -> list[Check]:
         )
     )
     return [*lines, *_divergence(certificate)]
+
+
+def _limit(tolerances: Tolerances) -> str:
+    parts = {"|value|": tolerances.relative, "largest |value|": tolerances.of_largest}
+    return " + ".join([f"{tolerances.absolute:.2g}", *(f"{part:g} x {of}" for of, part in parts.items() if part)])
 
 
 def _divergence(certificate: Certificate) -> list[Check]:
@@ -164,4 +169,5 @@ def _junit(certificates: Sequence[Certificate]) -> str:
 
 def _case_name(case: Case) -> str:
     chunk = f"chunks of {case.chunk}" if case.chunk else "whole"
-    return f"outputs: {case.batch_size} rows, prompts up to {case.prompt_length}, {chunk}"
+    mixed = " beside rows that decode" if case.mixed else ""
+    return f"outputs: {case.batch_size} rows, prompts up to {case.prompt_length}, {chunk}{mixed}"

@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statewise.certificate import Limits, Tolerances
-from statewise.manifest import ModelSpec
+from statewise.manifest import ModelSpec, Variant
 
 RECURRENT = Tolerances(absolute=1e-5, relative=1e-5, near_tie=1e-4)
 CACHES = Tolerances(absolute=1e-4, relative=1e-5, near_tie=1e-3)
 """Attention adds up many more numbers: two float32 implementations of one large decoder differ by a few 1e-5."""
+FLOAT16 = Tolerances(absolute=1e-3, relative=0.0, of_largest=4e-3, near_tie=1e-3)
+"""Four units in the last place of the largest output: each has the rounding of sums of about its size."""
 
 SHARE = 0.5
 """Tolerance of a variant that is held against itself, in deviations of its outputs.
@@ -32,16 +34,25 @@ entered into knowingly; beyond these limits a smaller model in 8 bits would be t
 
 
 def limits(precision: str, max_kl: float | None = None) -> Limits | None:
-    """Limits on the divergence from float32; None for float32 itself, whose outputs are compared."""
-    if precision == "float32":
+    """Limits on the divergence from float32; None for float32 and float16, whose outputs are compared."""
+    if precision not in LIMITS:
         return None
     usual = LIMITS[precision]
     return usual if max_kl is None else usual.model_copy(update={"kl_divergence": max_kl})
 
 
-def against_pytorch(spec: ModelSpec) -> Tolerances:
-    """Between two implementations in float32."""
-    return CACHES if any(state.kind == "cache" for state in spec.state) else RECURRENT
+def against_pytorch(spec: ModelSpec, variant: Variant) -> Tolerances:
+    """Between PyTorch in float32 and a variant in float32 or float16.
+
+    On CUDA a row alone need not be the row in a batch to the bit: kernels are chosen by a product's shape.
+    """
+    if variant.precision == "float16":
+        chosen = FLOAT16
+    elif variant.device == "cuda" or spec.has_caches:
+        chosen = CACHES
+    else:
+        chosen = RECURRENT
+    return chosen.model_copy(update={"batch": "within"}) if variant.device == "cuda" else chosen
 
 
 def against_itself(outputs: NDArray[Any]) -> Tolerances:
@@ -50,3 +61,11 @@ def against_itself(outputs: NDArray[Any]) -> Tolerances:
     # Outputs that are not finite are equal to nothing.
     absolute = absolute if np.isfinite(absolute) else 0.0
     return Tolerances(absolute=absolute, relative=0.0, near_tie=RECURRENT.near_tie)
+
+
+def agree(actual: NDArray[Any], expected: NDArray[Any], tolerances: Tolerances) -> bool:
+    """Whether output vectors `[..., size]` are equal within the tolerances."""
+    size = np.abs(expected)
+    allowed = tolerances.absolute + tolerances.relative * size
+    allowed += tolerances.of_largest * size.max(axis=-1, keepdims=True)
+    return bool((np.abs(actual.astype(np.float64) - expected) <= allowed).all())

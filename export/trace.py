@@ -39,6 +39,8 @@ class TracedStep:
     output: str
     """Name of the head's output at each row's last real item, `[row, size]`."""
     new_state: tuple[str, ...]
+    reals: frozenset[str]
+    """Names of the float32 values, weights aside."""
 
 
 class _LastOutput(torch.nn.Module):
@@ -140,7 +142,9 @@ def _take_apart(model: ir.Model, new_state: tuple[str, ...]) -> TracedStep:
     proto = ir.to_proto(model)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
-    return TracedStep(list(proto.graph.node), weights, "output", new_state)
+    values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
+    reals = frozenset(value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
+    return TracedStep(list(proto.graph.node), weights, "output", new_state, reals - weights.keys())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from export.cells import expand_cells, spare_rows
+from export.float16 import to_float16
 from export.int4 import int4_products
 from export.int8 import int8_products
 from export.merge import merge_products
@@ -29,6 +30,13 @@ class VariantPlan:
     """For the command's help."""
     passes: tuple[Pass, ...] = ()
     """Applied to every traced step, in this order."""
+    attention: Literal["gqa", "standard"] = "gqa"
+    """What attention over a cache becomes: GroupQueryAttention, or ONNX's own operators, which take ragged rows."""
+
+    @property
+    def state_dtype(self) -> Literal["float32", "float16"]:
+        """What the variant's state is held in."""
+        return "float16" if self.precision == "float16" else "float32"
 
     def lower(self, traced: TracedStep) -> TracedStep:
         """Return the traced step after all passes."""
@@ -53,13 +61,24 @@ VARIANTS: dict[str, VariantPlan] = {
         "the least memory and the fastest for one stream, but slower than cpu-int8 for many; some loss",
         (expand_cells, spare_rows, merge_products, int4_products),
     ),
+    "cuda-float16": VariantPlan(
+        "cuda", "float16", "for a GPU: half the memory, products in half precision; norms in float32", (to_float16,)
+    ),
+    # GroupQueryAttention has float16 and bfloat16 kernels only on CUDA.
+    "cuda-float32": VariantPlan("cuda", "float32", "for a GPU, in single precision throughout", attention="standard"),
 }
 
 DEFAULT_VARIANT = "cpu-float32"
 
 
 def plans(names: Iterable[str]) -> dict[str, VariantPlan]:
-    """Return the plans of these variants, each once. Raises ConfigError for an unknown name, and for none at all."""
+    """Return the plans of these variants, each once.
+
+    Raises ConfigError for an unknown name, for none at all, and where a variant's device is not here to certify it.
+    """
+    # Brings ONNX Runtime along, which `--help` need not wait for.
+    from server.runtime.providers import why_not
+
     chosen = list(dict.fromkeys(names))
     known = ", ".join(VARIANTS)
     if not chosen:
@@ -67,4 +86,6 @@ def plans(names: Iterable[str]) -> dict[str, VariantPlan]:
     for name in chosen:
         if name not in VARIANTS:
             raise ConfigError(f"--variant {name}: there is no such variant; choose from {known}")
+        if reason := why_not(VARIANTS[name].device):
+            raise ConfigError(f"--variant {name}: it is certified where it runs, which is not here: {reason}")
     return {name: VARIANTS[name] for name in chosen}

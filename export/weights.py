@@ -29,7 +29,8 @@ def share_weights(traced: TracedStep, others: Mapping[str, NDArray[Any]]) -> Tra
     names = {name: f"mixed.{name}" for node in traced.nodes for name in node.output if name and name not in results}
     names |= {name: known.get(_content(array), f"mixed.{name}") for name, array in traced.weights.items()}
     weights = {names[name]: array for name, array in traced.weights.items()}
-    return replace(traced, nodes=renamed_nodes(traced.nodes, names), weights=weights)
+    reals = frozenset(names.get(name, name) for name in traced.reals)
+    return replace(traced, nodes=renamed_nodes(traced.nodes, names), weights=weights, reals=reals)
 
 
 def _content(array: NDArray[Any]) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from typing import Literal
 from server.engine.engine import Engine
 from server.engine.settings import EngineSettings
 from server.engine.state_memory import default_state_memory, format_bytes
+from server.runtime.providers import available_devices, why_not
 from server.trial import TrialLimits, try_bundle
 from server.variants import choose_variant
 from statewise.bundle import list_models, open_bundle
@@ -25,9 +26,6 @@ from statewise.onnx_check import check_graphs
 logger = logging.getLogger(__name__)
 
 ModelState = Literal["loading", "ready", "refused"]
-
-_DEVICES = ("cpu",)
-"""What server.runtime can run on, best first."""
 
 _LOADED_AT_ONCE = 2
 
@@ -69,6 +67,9 @@ class Repository:
         self._variant = variant
         self._trial = trial
         self._limits = limits
+        self._shares: dict[str, int] = {}
+        """Bytes of state for each model, by device."""
+        self._is_sharing = threading.Lock()
         self._versions = list_models(root)
         self._closing = threading.Event()
         self._is_loading = threading.Lock()
@@ -78,7 +79,6 @@ class Repository:
 
     def load_all(self) -> None:
         """Load every model; returns when each is ready or refused, or when the repository is closed."""
-        self._share_memory()
         with self._is_loading, ThreadPoolExecutor(_LOADED_AT_ONCE, thread_name_prefix="load") as pool:
             list(pool.map(self._load_model, self._versions))
 
@@ -113,11 +113,15 @@ class Repository:
         with self._is_loading:  # a load that is under way sees `_closing`, and frees what it has loaded
             pass
 
-    def _share_memory(self) -> None:
-        if self._settings.state_memory is None and self._versions:
-            share = default_state_memory(len(self._versions))
-            self._settings = self._settings.model_copy(update={"state_memory": share})
-            logger.info("state memory: %s for each of %d models", format_bytes(share), len(self._versions))
+    def _settings_on(self, device: str) -> EngineSettings:
+        """The settings with a share of the device's memory, which is looked at before any model is loaded there."""
+        if self._settings.state_memory is not None:
+            return self._settings
+        with self._is_sharing:
+            if device not in self._shares:
+                share = self._shares[device] = default_state_memory(device, len(self._versions))
+                logger.info("state memory: %s for each of %d models", format_bytes(share), len(self._versions))
+            return self._settings.model_copy(update={"state_memory": self._shares[device]})
 
     def _load_model(self, name: str) -> None:
         for version in reversed(self._versions[name]):
@@ -146,15 +150,16 @@ class Repository:
     def _load(self, entry: ModelEntry) -> ModelEntry:
         self._go_on()
         bundle = open_bundle(self.root / entry.name / str(entry.version))
-        variant, reason = choose_variant(bundle.manifest, self._variant, _DEVICES)
+        variant, reason = choose_variant(bundle.manifest, self._variant, available_devices(), why_not)
         logger.info("model %s: loading variant %s (%s)", entry, variant, reason)
         check_certificate(bundle, variant)
+        settings = self._settings_on(bundle.variant(variant).device)
         if self._trial:
-            try_bundle(bundle, variant, self._settings, self._limits, self._closing)
+            try_bundle(bundle, variant, settings, self._limits, self._closing)
         else:
             check_graphs(bundle, variant)
         self._go_on()
-        engine = Engine.load(bundle, variant, self._settings)
+        engine = Engine.load(bundle, variant, settings)
         logger.info("model %s: %s", entry, engine.memory.describe())
         engine.start()
         return replace(entry, state="ready", variant=variant, manifest=bundle.manifest, engine=engine)

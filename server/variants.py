@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from statewise.errors import BundleError
 from statewise.manifest import Manifest
@@ -14,9 +14,15 @@ _PREFERENCE = {
 }
 
 
-def choose_variant(manifest: Manifest, requested: str | None, devices: Sequence[str] = ("cpu",)) -> tuple[str, str]:
-    """Return the variant to serve, by name, and why that one; `devices` are this machine's, best first.
+def choose_variant(
+    manifest: Manifest,
+    requested: str | None,
+    devices: Sequence[str] = ("cpu",),
+    why_not: Callable[[str], str | None] = lambda _: None,
+) -> tuple[str, str]:
+    """Return the variant to serve, by name, and why that one.
 
+    `devices` are this machine's, best first; `why_not` says of another one why it is none of them.
     Raises BundleError where the bundle has no such variant, or none for this machine.
     """
     variants = manifest.variants
@@ -24,8 +30,12 @@ def choose_variant(manifest: Manifest, requested: str | None, devices: Sequence[
     if requested is not None:
         if requested not in variants:
             raise BundleError(f"it has no variant {requested!r} (it has: {known})")
-        if variants[requested].device not in devices:
-            raise BundleError(f"variant {requested} needs {variants[requested].device}, which is not available here")
+        needed = variants[requested].device
+        if needed not in devices:
+            reason = why_not(needed)
+            raise BundleError(
+                f"variant {requested} needs {needed}, which is not available here" + (f": {reason}" if reason else "")
+            )
         return requested, "asked for"
     for device in devices:
         for precision in _PREFERENCE[device]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from statewise.errors import BundleError, ConfigError, NotFoundError
-from statewise.manifest import Manifest, ModelName, Variant
+from statewise.manifest import Manifest, ModelName, ModelSpec, Variant
 from statewise.manifest_file import MANIFEST_FILE, MAX_MANIFEST_BYTES, decode_manifest
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -40,6 +40,10 @@ class Bundle:
         if name not in variants:
             raise BundleError(f"bundle {self} has no variant {name!r} (it has: {', '.join(variants)})")
         return variants[name]
+
+    def spec(self, variant_name: str) -> ModelSpec:
+        """Return the model as a variant runs it: its state in the variant's own type."""
+        return self.manifest.model.with_state_dtype(self.variant(variant_name).state_dtype)
 
     def variant_files(self, name: str) -> dict[str, str]:
         """Return the sha256 of each graph and weight file of a variant: what its certificate speaks for."""

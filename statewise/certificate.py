@@ -24,8 +24,12 @@ class Tolerances(Figures):
 
     absolute: float = Field(ge=0)
     relative: float = Field(ge=0)
+    of_largest: float = Field(default=0.0, ge=0)
+    """Part of the largest absolute value in the same output vector that is added."""
     near_tie: float = Field(default=0.0, ge=0)
-    """Two tokens whose logits are at most this far apart may change places."""
+    """Two tokens whose logits are at most this far apart (and `of_largest`) may change places."""
+    batch: Literal["exact", "within"] = "exact"
+    """Whether a row alone is held to the bit against the row in a batch, or within these tolerances."""
 
 
 class OutputAgreement(Figures):
@@ -100,6 +104,8 @@ class Case(Figures):
     batch_size: int = Field(ge=1)
     chunk: int | None = None
     """Items per prefill run; None where each prompt went in whole."""
+    mixed: bool = False
+    """Whether one prompt was read in the runs in which the other rows decoded."""
     max_absolute_error: float
     passed: bool
 
@@ -122,7 +128,8 @@ class Certificate(Figures):
     """None where the model gives real vectors."""
     sampled_tokens: TokenAgreement | None = None
     batch_invariant: bool
-    """A row alone gives bit for bit what it gives in a full batch, and beside a prompt that is read in the same run."""
+    """A row alone gives what it gives in a full batch, and beside a prompt that is read in the same run: bit for bit,
+    or as `tolerances.batch` says."""
     chunk_invariant: bool
     """A prompt in chunks gives what it gives whole, within the tolerances."""
     divergence: TokenDivergence | ValueDivergence | None = None

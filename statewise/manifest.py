@@ -106,6 +106,16 @@ class ModelSpec(Strict):
     max_positions: int | None = Field(default=None, ge=1)
     """Items that fit into the state; None where the state does not grow (recurrent families)."""
 
+    @property
+    def has_caches(self) -> bool:
+        """Whether the state grows with every item."""
+        return any(state.kind == "cache" for state in self.state)
+
+    def with_state_dtype(self, dtype: DType) -> ModelSpec:
+        """The same model with its real-number state held in another type; integers stay as they are."""
+        state = [s if s.dtype == "int64" else s.model_copy(update={"dtype": dtype}) for s in self.state]
+        return self.model_copy(update={"state": tuple(state)})
+
     @model_validator(mode="after")
     def _output_can_be_fed_back(self) -> ModelSpec:
         pair = (self.input.kind, self.head.kind)
@@ -117,7 +127,7 @@ class ModelSpec(Strict):
             raise ValueError(f"a {self.head.kind} head cannot be fed back into a {self.input.kind} input")
         if not fits:
             raise ValueError("the head's size differs from the input's, so an output cannot be fed back")
-        if self.max_positions is None and any(spec.kind == "cache" for spec in self.state):
+        if self.max_positions is None and self.has_caches:
             raise ValueError("a state of kind cache needs max_positions")
         names = [spec.name for spec in self.state]
         if len(set(names)) != len(names):
@@ -147,6 +157,10 @@ class Variant(Strict):
     """One run: one item of each of the first rows, and a chunk of a prompt for the row behind them."""
     data: tuple[FileName, ...] = ()
     """External weights of the graphs; empty where the weights lie inside them."""
+    state_dtype: Literal["float32", "float16"] = "float32"
+    """What the real-number state is held in, whatever the model's own description says."""
+    ragged_prefill: bool = True
+    """Whether one run takes several new items of several rows; else each such row has a run of its own."""
     certificate: FileName
 
     @property

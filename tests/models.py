@@ -9,7 +9,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from statewise.manifest import SpecialTokens
+from statewise.bundle import Bundle, hash_file
+from statewise.manifest import Manifest, SpecialTokens
 
 START, END = 0, 1
 
@@ -83,7 +84,8 @@ def make_checkpoint(name: str, folder: Path, *, seed: int = 0) -> Any:
 
 
 @cache
-def _checkpoint(name: str) -> Any:
+def checkpoint_of(name: str) -> Any:
+    """The checkpoint of a model of this module."""
     return make_checkpoint(name, Path(tempfile.mkdtemp()) / name)
 
 
@@ -91,14 +93,37 @@ def export_model(name: str, repository: Path) -> Path:
     """Export the model into a repository; returns the bundle's folder."""
     from export.pipeline import export_checkpoint
 
-    exported = export_checkpoint(_checkpoint(name), repository)
+    exported = export_checkpoint(checkpoint_of(name), repository)
     assert exported.folder is not None, exported.certificates
     return exported.folder
+
+
+@cache
+def draft_bundle(name: str, variant_name: str) -> Bundle:
+    """The graphs of one variant, without a certificate: for runs on a device that it is not meant for."""
+    from export.pipeline import write_variant
+    from export.variants import VARIANTS
+
+    folder = Path(tempfile.mkdtemp())
+    checkpoint = checkpoint_of(name)
+    variant = write_variant(variant_name, VARIANTS[variant_name], checkpoint, folder)
+    files = {file: hash_file(folder / file) for file in (*variant.graphs, *variant.data)}
+    manifest = Manifest(
+        name=name,
+        version=1,
+        plugin=checkpoint.plugin.name,
+        plugin_config=checkpoint.config.model_dump(mode="json"),
+        model=checkpoint.plugin.spec(checkpoint.config),
+        variants={variant_name: variant},
+        created_with={},
+        files=files | {variant.certificate: "0" * 64},
+    )
+    return Bundle(folder, manifest)
 
 
 def reference_decoder(name: str) -> Any:
     """The PyTorch reference of a model of this module."""
     from training.decoding import ReferenceDecoder
 
-    checkpoint = _checkpoint(name)
+    checkpoint = checkpoint_of(name)
     return ReferenceDecoder(checkpoint.module, checkpoint.plugin.spec(checkpoint.config))

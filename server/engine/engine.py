@@ -19,12 +19,12 @@ from server.engine.sequence import Sequence
 from server.engine.settings import EngineSettings
 from server.engine.state_memory import StateMemory
 from server.engine.stats import EngineStats
+from server.runtime.faults import step_error
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
 from statewise.errors import (
     CancelledError,
     DeadlineExceededError,
-    InternalError,
     OverloadedError,
     StatewiseError,
     UnavailableError,
@@ -82,7 +82,7 @@ class Engine:
 
         Raises BundleError where ONNX Runtime refuses it, or its state needs more memory than it may use.
         """
-        memory = StateMemory.of(settings, bundle.manifest.model)
+        memory = StateMemory.of(settings, bundle.spec(variant_name), bundle.variant(variant_name).device)
         runner = Runner.load(
             bundle,
             variant_name,
@@ -198,8 +198,16 @@ class Engine:
         except BaseException as error:
             logger.exception("engine of model %s has failed", self.manifest.name)
             self._failure = error
-        self._fail(self._all_sequences(), UnavailableError("the server is stopping; retry elsewhere"))
+        self._end()
         self._deliver()
+
+    def _end(self) -> None:
+        """Tell everyone that no step follows; rows are not moved, as a device that has failed could not."""
+        reason = "has failed" if self._failure else "is stopping"
+        error = UnavailableError(f"model {self.manifest.name!r} {reason}; retry elsewhere")
+        with self._lock:
+            self._fail_running(error)
+            self._fail(list(self._scheduler.waiting), error)
 
     def _await_work(self) -> bool:
         """Admit what waits; False when the engine closes."""
@@ -234,9 +242,7 @@ class Engine:
         except Exception as error:
             logger.exception("model %s: no place for the state of %d requests", self.manifest.name, len(admitted))
             # A resize that broke off leaves no row as it was.
-            failure = OverloadedError if isinstance(error, MemoryError) else InternalError
-            message = f"its state has no place: {type(error).__name__}; the request may be retried"
-            self._fail(list(self._scheduler.running), failure(message))
+            self._fail_running(self._blame(error))
 
     def _run_step(self) -> None:
         plan = self._scheduler.plan(self._step_seconds)
@@ -252,8 +258,7 @@ class Engine:
                 self._commit(outcome)
         except Exception as error:
             logger.exception("a step of model %s failed", self.manifest.name)
-            message = f"a step failed: {type(error).__name__}; the request may be retried"
-            self._fail(involved, InternalError(message))
+            self._fail(involved, self._blame(error))
         finally:
             self._step_started = None
             self.stats.num_steps += 1
@@ -280,6 +285,17 @@ class Engine:
         self.stats.num_prompt_items += outcome.num_prompt_items
         if outcome.result.is_finite(outcome.row):
             self.prefixes.save(outcome.sequence, self._runner.pool)
+
+    def _blame(self, error: Exception) -> StatewiseError:
+        """What those are told whom a failed step was for; raises the error itself where no step can follow."""
+        told = step_error(error, self.manifest.name)
+        if isinstance(told, UnavailableError):
+            raise error
+        return told
+
+    def _fail_running(self, error: StatewiseError) -> None:
+        for sequence in self._scheduler.free_all():
+            self._tell(sequence, Delta(error=error))
 
     def _fail(self, sequences: Iterable[Sequence], error: StatewiseError) -> None:
         for sequence in sequences:

@@ -97,6 +97,13 @@ class Scheduler:
         self.running.pop()
         sequence.row = -1
 
+    def free_all(self) -> list[Sequence]:
+        """Free all rows without moving any, for when no row can be moved; returns who had them."""
+        freed, self.running, self.num_decoding = self.running, [], 0
+        for sequence in freed:
+            sequence.row = -1
+        return freed
+
     def _capacity(self, *others: Sequence) -> int:
         longest = max((sequence.num_positions for sequence in (*self.running, *others)), default=0)
         return self._memory.capacity_for(longest)

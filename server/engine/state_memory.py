@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from server.engine.limits import Limits
 from server.engine.settings import EngineSettings
 from server.runtime.free_memory import free_memory
+from server.runtime.providers import free_cuda_memory
 from server.runtime.state_pool import bytes_per_row, capacity_for
 from statewise.errors import BundleError
 from statewise.manifest import ModelSpec, StateSpec
@@ -15,9 +16,10 @@ SHARE_OF_FREE_MEMORY = 0.5
 """For the state of all models; the rest is for weights, activations and saved prefixes."""
 
 
-def default_state_memory(num_models: int = 1) -> int:
-    """Bytes of state for each of so many models, from what is free now."""
-    return int(free_memory() * SHARE_OF_FREE_MEMORY) // num_models
+def default_state_memory(device: str, num_models: int = 1) -> int:
+    """Bytes of state for each of so many models, from what is free now where the state is to lie."""
+    free = free_cuda_memory() if device == "cuda" else free_memory()
+    return int(free * SHARE_OF_FREE_MEMORY) // num_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,13 @@ class StateMemory:
     """Bytes."""
 
     @classmethod
-    def of(cls, settings: EngineSettings, spec: ModelSpec) -> StateMemory:
-        """The memory of a model under these settings.
+    def of(cls, settings: EngineSettings, spec: ModelSpec, device: str = "cpu") -> StateMemory:
+        """The memory of a model under these settings, on the device that its state is to lie on.
 
         Raises BundleError where the longest request does not fit even when it runs alone.
         """
-        grows = any(state.kind == "cache" for state in spec.state)
-        max_positions = Limits.of(settings, spec).max_positions if grows else None
-        budget = default_state_memory() if settings.state_memory is None else settings.state_memory
+        max_positions = Limits.of(settings, spec).max_positions if spec.has_caches else None
+        budget = default_state_memory(device) if settings.state_memory is None else settings.state_memory
         memory = cls(spec.state, settings.max_rows, max_positions or 0, budget)
         if not memory.rows_at(memory.max_positions):
             raise BundleError(memory._what_is_missing())

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.runtime.device_memory import DeviceMemory
+from server.runtime.memory import HOST, Memory, bind, host_view
 from server.runtime.onnx import onnxruntime
 from server.runtime.sampler_table import SamplerTable
 from server.runtime.sessions import create_session
@@ -47,15 +49,21 @@ class Runner:
         step: onnxruntime.InferenceSession,
         decode: onnxruntime.InferenceSession | None,
         max_rows: int,
+        *,
         mixed: onnxruntime.InferenceSession | None = None,
         capacity: int | None = None,
+        ragged_prefill: bool = True,
+        memory: Memory = HOST,
     ) -> None:
         self.spec = spec
-        self.pool = StatePool(spec.state, max_rows, (spec.max_positions or 0) if capacity is None else capacity)
+        capacity = (spec.max_positions or 0) if capacity is None else capacity
+        # What takes ragged rows masks what lies behind each row's end; the other kind does not read it.
+        self.pool = StatePool(spec.state, max_rows, capacity, memory, reads_ahead=ragged_prefill)
         self.sampler = SamplerTable(max_rows)
         self._step = step
         self._decode = decode
         self._mixed = mixed
+        self._ragged_prefill = ragged_prefill
 
     @classmethod
     def load(
@@ -67,20 +75,32 @@ class Runner:
         capacity: int | None = None,
         intra_op_threads: int = 0,
         with_mixed: bool = True,
+        device: str | None = None,
     ) -> Runner:
-        """Load the graphs of one variant.
+        """Load the graphs of one variant, for its own device unless another one is named.
 
         `capacity`: positions for which the pool has room at first; the model's own number where absent.
         `with_mixed`: False leaves out the graph that prefills beside decoding.
-        Raises BundleError where ONNX Runtime refuses a graph.
+        Raises BundleError where the device is not available, or ONNX Runtime refuses a graph.
         """
         variant = bundle.variant(variant_name)
+        device = device or variant.device
         names = (variant.step, variant.decode, variant.mixed if with_mixed else None)
         step, decode, mixed = (
-            create_session(bundle.path(name), intra_op_threads=intra_op_threads) if name else None for name in names
+            create_session(bundle.path(name), device=device, intra_op_threads=intra_op_threads) if name else None
+            for name in names
         )
         assert step is not None
-        return cls(bundle.manifest.model, step, decode, max_rows, mixed, capacity)
+        return cls(
+            bundle.spec(variant_name),
+            step,
+            decode,
+            max_rows,
+            mixed=mixed,
+            capacity=capacity,
+            ragged_prefill=variant.ragged_prefill,
+            memory=HOST if device == "cpu" else DeviceMemory(device),
+        )
 
     @property
     def can_decode_many(self) -> bool:
@@ -118,15 +138,20 @@ class Runner:
         `items` `[row, time]` or `[row, time, features]`, right-padded; `lengths` `[row]`, where a row with 0 keeps its
         state and gives nothing of meaning; `uniforms` `[row, 1]`; `num_rows`: all rows in use.
         """
-        wanted = [*self._result_names, "output"] if with_outputs else self._result_names
-        if self.pool.caches and (lengths != 1).any():
+        wanted = self._wanted(with_outputs=with_outputs)
+        if (lengths != 1).any() and not self._takes_together(rows, items.shape[1]):
             results = self._step_one_by_one(rows, items, lengths, uniforms, wanted, num_rows)
         else:
             inputs = {"items": items, "lengths": lengths, **self._sampler_inputs(rows, uniforms)}
             results = self._run(self._step, {"": rows}, inputs, wanted)
             self.pool.commit(rows, num_rows, lengths)
-        outputs = results.pop() if with_outputs else None
-        return replace(StepResult(*(result[None] for result in results)), outputs=outputs)
+        return _one_step(results, with_outputs=with_outputs)
+
+    def _takes_together(self, rows: slice, width: int) -> bool:
+        """Whether one run may feed several items to several rows, whose padding is written too."""
+        if not self._ragged_prefill:
+            return False
+        return not self.pool.caches or int(self.pool.num_filled[rows].max()) + width <= self.pool.capacity
 
     def _step_one_by_one(
         self,
@@ -137,7 +162,7 @@ class Runner:
         wanted: list[str],
         num_rows: int,
     ) -> list[Array]:
-        """Feed several items to rows with caches, each row in a run of its own.
+        """Feed several items to rows, each row in a run of its own, without padding.
 
         ONNX Runtime's GroupQueryAttention appends several items to one row only, and has no row without items.
         """
@@ -165,12 +190,19 @@ class Runner:
         if self._decode is None or num_steps == 1:
             return self.step(rows, items, np.ones(num_decoding, np.int64), uniforms, num_rows=num_rows)
         inputs = {"items": items, "steps": np.array(num_steps), **self._sampler_inputs(rows, uniforms)}
-        results = self._run(self._decode, {"": rows}, inputs, self._result_names)
+        results = self._run(self._decode, {"": rows}, inputs, self._wanted())
         self.pool.commit(rows, num_rows, num_steps)
         return StepResult(*results)
 
     def mixed(
-        self, num_decoding: int, items: Array, chunk: Array, uniforms: NDArray[np.float32], *, num_rows: int
+        self,
+        num_decoding: int,
+        items: Array,
+        chunk: Array,
+        uniforms: NDArray[np.float32],
+        *,
+        num_rows: int,
+        with_outputs: bool = False,
     ) -> StepResult:
         """One item of each of rows 0..num_decoding-1, and a chunk of a prompt for the row behind them, in one run.
 
@@ -182,9 +214,9 @@ class Runner:
         rows = slice(0, num_decoding + 1)
         inputs = {"items": items, "chunk.items": chunk, **self._sampler_inputs(rows, uniforms)}
         parts = {"": slice(0, num_decoding), "chunk.": slice(num_decoding, num_decoding + 1)}
-        results = self._run(self._mixed, parts, inputs, self._result_names)
+        results = self._run(self._mixed, parts, inputs, self._wanted(with_outputs=with_outputs))
         self.pool.commit(rows, num_rows, np.array([1] * num_decoding + [chunk.shape[1]]))
-        return StepResult(*(result[None] for result in results))
+        return _one_step(results, with_outputs=with_outputs)
 
     def copy_row(self, source: int, target: int) -> None:
         """Give `target` the state and the parameters of `source`."""
@@ -195,6 +227,7 @@ class Runner:
         """Exchange two rows."""
         state, parameters = self.pool.save_row(one), self.sampler.save_row(one)
         self.copy_row(other, one)
+        self.pool.clear_row(other)
         self.pool.load_row(other, state)
         self.sampler.load_row(other, parameters)
 
@@ -210,14 +243,14 @@ class Runner:
         # ONNX Runtime does not hold these arrays: they must outlive the run.
         held = [np.asarray(value, order="C") for value in inputs.values()]
         for name, value in zip(inputs, held, strict=True):
-            _bind(binding.bind_input, name, value)
+            bind(binding.bind_input, name, host_view(value))
         for name in wanted:
             binding.bind_output(name, "cpu")
         for spec in self.spec.state:
             current, new = self.pool.buffers(spec.name)
             for prefix, rows in parts.items():
-                _bind(binding.bind_input, f"{prefix}state.{spec.name}", current[rows])
-                _bind(binding.bind_output, f"{prefix}new_state.{spec.name}", new[rows])
+                bind(binding.bind_input, f"{prefix}state.{spec.name}", self.pool.memory.view(current, rows))
+                bind(binding.bind_output, f"{prefix}new_state.{spec.name}", self.pool.memory.view(new, rows))
         session.run_with_iobinding(binding)
         return [value.numpy() for value in binding.get_outputs()[: len(wanted)]]
 
@@ -234,11 +267,11 @@ class Runner:
             "sampling.uniforms": uniforms,
         }
 
-    @property
-    def _result_names(self) -> list[str]:
+    def _wanted(self, *, with_outputs: bool = False) -> list[str]:
+        names = ["next_items"]
         if isinstance(self.spec.input, TokenInput):
-            return ["next_items", "log_probability", "top_tokens", "top_log_probabilities"]
-        return ["next_items"]
+            names += ["log_probability", "top_tokens", "top_log_probabilities"]
+        return [*names, "output"] if with_outputs else names
 
     @property
     def _item_shape(self) -> tuple[int, ...]:
@@ -249,5 +282,7 @@ class Runner:
         return np.int64 if isinstance(self.spec.input, TokenInput) else np.float32
 
 
-def _bind(bind: Any, name: str, array: Array) -> None:
-    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+def _one_step(results: list[Array], *, with_outputs: bool) -> StepResult:
+    """The result of a run that made one item per row."""
+    outputs = results.pop() if with_outputs else None
+    return replace(StepResult(*(result[None] for result in results)), outputs=outputs)

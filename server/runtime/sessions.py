@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from server.runtime.onnx import onnxruntime
+from server.runtime.providers import why_not
 from statewise.errors import BundleError
 
 ERROR_SEVERITY = 3
 
+_CUDA_OPTIONS = {
+    "device_id": "0",
+    # By default the arena doubles whenever it grows, and takes the memory that state is to have.
+    "arena_extend_strategy": "kSameAsRequested",
+    # TensorFloat-32 rounds products to 10 bits, far outside a float32 certificate.
+    "use_tf32": "0",
+}
 
-def create_session(path: Path, *, intra_op_threads: int = 0) -> onnxruntime.InferenceSession:
-    """Load a graph for the CPU.
 
-    `intra_op_threads`: threads of one run; 0 means every core that this process may use.
-    Raises BundleError where ONNX Runtime refuses the graph.
+def create_session(
+    model: Path | bytes, *, device: str = "cpu", intra_op_threads: int = 0
+) -> onnxruntime.InferenceSession:
+    """Load a graph, from a file or from its bytes, for a device.
+
+    `intra_op_threads`: threads of one run on the CPU; 0 means every core that this process may use.
+    Raises BundleError where the device is not available here, or ONNX Runtime refuses the graph.
     """
+    name = model.name if isinstance(model, Path) else "a graph of the server's own"
+    reason = why_not(device)
+    if reason:
+        raise BundleError(f"{name}: cannot run on {device}: {reason}")
+    options = _options(intra_op_threads)
+    try:
+        session = onnxruntime.InferenceSession(
+            str(model) if isinstance(model, Path) else model, options, providers=_providers(device), enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's exception types have no common base of their own
+        raise BundleError(f"{name}: ONNX Runtime cannot load it: {first_line(error)}") from error
+    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        # It goes on without a provider that it cannot start.
+        raise BundleError(f"{name}: ONNX Runtime could not start its CUDA provider, for a reason that it has printed")
+    return session
+
+
+def _options(intra_op_threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads or _num_cores()
     options.inter_op_num_threads = 1
@@ -27,10 +57,12 @@ def create_session(path: Path, *, intra_op_threads: int = 0) -> onnxruntime.Infe
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Else x86 processors without VNNI cut sums of 8-bit products off at 16 bits; for others it changes nothing.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exception types have no common base of their own
-        raise BundleError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from error
+    return options
+
+
+def _providers(device: str) -> list[Any]:
+    # Beside CUDA the CPU stays: ONNX Runtime computes shapes there, and control flow.
+    return [("CUDAExecutionProvider", _CUDA_OPTIONS), "CPUExecutionProvider"][0 if device == "cuda" else 1 :]
 
 
 def _num_cores() -> int:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from server.runtime.memory import HOST, Buffer, Memory
 from statewise.manifest import StateSpec
 
-Buffers = dict[str, NDArray[np.generic]]
+Buffers = dict[str, Buffer]
 
 _LEAST_CAPACITY = 64
 
@@ -46,7 +47,7 @@ def _num_bytes(spec: StateSpec, num_positions: int) -> int:
 class SavedRow:
     """The state of one sequence, or of its last positions, in host memory."""
 
-    tensors: Buffers
+    tensors: dict[str, NDArray[np.generic]]
     """Of caches the positions from `start` to `num_filled`."""
     start: int
     num_filled: int
@@ -55,15 +56,24 @@ class SavedRow:
 class StatePool:
     """Recurrent state has two buffers, a run reading `current` and writing `next`; a cache is written in place."""
 
-    def __init__(self, specs: Sequence[StateSpec], num_rows: int, capacity: int = 0) -> None:
+    def __init__(
+        self,
+        specs: Sequence[StateSpec],
+        num_rows: int,
+        capacity: int = 0,
+        memory: Memory = HOST,
+        *,
+        reads_ahead: bool = False,
+    ) -> None:
         self.specs = tuple(specs)
+        self.memory = memory
+        self.reads_ahead = reads_ahead
+        """Whether runs read a cache behind its filled positions, weighing with zero: no NaN of others may lie there."""
         self.num_rows = num_rows
         self.capacity = capacity
         """Positions for which each row's caches have room."""
         self.current = self._allocate("recurrent")
         self.next = self._allocate("recurrent")
-        # Memory that nothing has touched costs nothing, so rows cost from their first use on. They cost their whole
-        # capacity then: with huge pages an item touches the room of many.
         self.caches = self._allocate("cache")
         self.num_filled = np.zeros(num_rows, np.int64)
         """Positions of each row's caches that hold items."""
@@ -71,7 +81,8 @@ class StatePool:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(buffer.nbytes for buffers in (self.current, self.next, self.caches) for buffer in buffers.values())
+        every = (self.current, self.next, self.caches)
+        return sum(int(buffer.nbytes) for buffers in every for buffer in buffers.values())
 
     def resize(self, num_rows: int, capacity: int, num_rows_in_use: int) -> None:
         """Give the pool another size; the rows in use must fit and keep their state.
@@ -88,20 +99,22 @@ class StatePool:
             if spec.kind == "cache":
                 self.caches[spec.name] = self._moved(self.caches[spec.name], shape, num_rows_in_use)
             else:
-                current = np.zeros(shape, spec.dtype)
-                current[in_use] = self.current[spec.name][in_use]
-                self.current[spec.name], self.next[spec.name] = current, np.zeros(shape, spec.dtype)
+                current = self.memory.zeros(shape, spec.dtype)
+                if num_rows_in_use:
+                    self.memory.copy(self.current[spec.name], in_use, current, in_use)
+                self.current[spec.name], self.next[spec.name] = current, self.memory.zeros(shape, spec.dtype)
         num_filled = np.zeros(num_rows, np.int64)
         num_filled[in_use] = self.num_filled[in_use]
         self.num_filled, self.num_rows, self.capacity = num_filled, num_rows, capacity
 
-    def _moved(self, cache: NDArray[np.generic], shape: tuple[int, ...], num_rows_in_use: int) -> NDArray[np.generic]:
-        moved = np.zeros(shape, cache.dtype)
-        for row, count in enumerate(self.num_filled[:num_rows_in_use]):
-            moved[row, :, :count] = cache[row, :, :count]
+    def _moved(self, cache: Buffer, shape: tuple[int, ...], num_rows_in_use: int) -> Buffer:
+        # What lies behind the filled positions stays zero, whatever lay there before.
+        moved = self.memory.zeros(shape, cache.dtype)
+        for row, count in enumerate(self.num_filled[:num_rows_in_use].tolist()):
+            self.memory.copy_positions(cache, row, moved, row, count)
         return moved
 
-    def buffers(self, name: str) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    def buffers(self, name: str) -> tuple[Buffer, Buffer]:
         """Where a run reads a state tensor, and where it writes it."""
         if name in self.caches:
             return self.caches[name], self.caches[name]
@@ -117,40 +130,43 @@ class StatePool:
             self.current, self.next = self.next, self.current
             return
         for name, buffer in self.current.items():
-            buffer[rows] = self.next[name][rows]
+            self.memory.copy(self.next[name], rows, buffer, rows)
 
     def clear_row(self, row: int) -> None:
         """The state before any item."""
         self.num_filled[row] = 0
         for buffer in self.current.values():
-            buffer[row] = 0
+            self.memory.write(buffer, row, np.zeros(buffer.shape[1:], buffer.dtype))
+        for cache in self.caches.values() if self.reads_ahead else ():
+            self.memory.write(cache, row, np.zeros(cache.shape[1:], cache.dtype))
 
     def copy_row(self, source: int, target: int) -> None:
         """Give `target` the state of `source`."""
-        count = self.num_filled[target] = self.num_filled[source]
+        self.num_filled[target] = self.num_filled[source]
         for buffer in self.current.values():
-            buffer[target] = buffer[source]
+            self.memory.copy(buffer, slice(source, source + 1), buffer, slice(target, target + 1))
+        count = self.capacity if self.reads_ahead else int(self.num_filled[source])
         for cache in self.caches.values():
-            cache[target, :, :count] = cache[source, :, :count]
+            self.memory.copy_positions(cache, source, cache, target, count)
 
     def save_row(self, row: int, start: int = 0) -> SavedRow:
         """A copy of the row's state, its caches from position `start` on."""
         count = int(self.num_filled[row])
-        tensors = {name: buffer[row].copy() for name, buffer in self.current.items()}
-        tensors |= {name: cache[row, :, start:count].copy() for name, cache in self.caches.items()}
+        tensors = {name: self.memory.read(buffer, row) for name, buffer in self.current.items()}
+        tensors |= {name: self.memory.read_positions(cache, row, start, count) for name, cache in self.caches.items()}
         return SavedRow(tensors, start, count)
 
     def load_row(self, row: int, saved: SavedRow) -> None:
         """Put back what `save_row` gave, into any row whose caches hold the positions before it."""
         self.num_filled[row] = saved.num_filled
         for name, buffer in self.current.items():
-            buffer[row] = saved.tensors[name]
+            self.memory.write(buffer, row, saved.tensors[name])
         for name, cache in self.caches.items():
-            cache[row, :, saved.start : saved.num_filled] = saved.tensors[name]
+            self.memory.write_positions(cache, row, saved.start, saved.tensors[name])
 
     def _allocate(self, kind: str) -> Buffers:
         return {
-            spec.name: np.zeros((self.num_rows, *spec.row_shape(self.capacity)), spec.dtype)
+            spec.name: self.memory.zeros((self.num_rows, *spec.row_shape(self.capacity)), spec.dtype)
             for spec in self.specs
             if spec.kind == kind
         }

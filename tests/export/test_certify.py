@@ -219,7 +219,8 @@ def test_a_mixed_step_with_other_weights_is_missed(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(export.pipeline, "trace_mixed", nudged)
     exported = export_checkpoint(checkpoint, tmp_path / "models")
 
-    assert missed(exported, tmp_path / "models") == {"row alone = row in a batch"}
+    assert missed(exported, tmp_path / "models") == {"outputs against PyTorch", "row alone = row in a batch"}
+    assert [case.mixed for case in exported.certificates[0].cases if not case.passed] == [True]
 
 
 def test_graphs_of_one_variant_share_their_weights(repository: Path) -> None:

@@ -31,7 +31,7 @@ def session(scheme: Any, *, gemm: bool = False) -> Any:
     if gemm:
         node = helper.make_node("Gemm", ["rows", "matrix", "bias"], ["product"], transB=1)
     weights = {"matrix": np.ascontiguousarray(MATRIX.T) if gemm else MATRIX, "bias": BIAS}
-    traced = replace_products(TracedStep([node], weights, "product", ()), scheme)
+    traced = replace_products(TracedStep([node], weights, "product", (), frozenset({"rows", "product"})), scheme)
     assert not {"MatMul", "Gemm"} & {n.op_type for n in traced.nodes}
     assert "matrix" not in traced.weights
     info = helper.make_tensor_value_info
@@ -130,7 +130,7 @@ def test_a_model_of_small_matrices_is_not_quantized() -> None:
     node = helper.make_node("MatMul", ["rows", "matrix"], ["product"])
 
     with pytest.raises(ConfigError, match=r"has 65,536 numbers.*cpu-float32"):
-        replace_products(TracedStep([node], {"matrix": matrix}, "product", ()), Int8())
+        replace_products(TracedStep([node], {"matrix": matrix}, "product", (), frozenset({"rows", "product"})), Int8())
 
 
 def test_blocks_are_rounded_well() -> None:

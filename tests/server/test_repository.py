@@ -3,6 +3,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from server.engine.request import Delta, GenerationRequest, Stream
 from server.engine.settings import EngineSettings
 from server.engine.state_memory import default_state_memory
 from server.repository import Repository
+from server.runtime.providers import why_not
 from statewise.errors import BundleError, ConfigError, NotFoundError, UnavailableError
 from statewise.sampling import GREEDY
-from tests.small_bundles import CERTIFICATE, DATA, STEP, VARIANT, write_bundle
+from tests.small_bundles import CERTIFICATE, CONTENT, DATA, STEP, VARIANT, write_bundle
 
 SETTINGS = EngineSettings(max_rows=2, intra_op_threads=1)
 
@@ -173,6 +175,18 @@ def test_graphs_are_checked_with_and_without_a_trial(tmp_path: Path, closing: li
         repository.get("sum")
 
 
+@pytest.mark.skipif(why_not("cuda") is None, reason="this machine has CUDA")
+def test_a_variant_for_a_missing_device_is_refused_with_the_reason(tmp_path: Path, closing: list[Repository]) -> None:
+    """Asked for a variant for CUDA, a machine without it says what is missing."""
+    variant = CONTENT.variants[VARIANT].model_copy(update={"device": "cuda"})
+    write_bundle(tmp_path, content=replace(CONTENT, variants={"cuda-float32": variant}))
+
+    (entry,) = loaded(tmp_path, closing, variant="cuda-float32").entries()
+
+    assert entry.state == "refused"
+    assert entry.reason == f"variant cuda-float32 needs cuda, which is not available here: {why_not('cuda')}"
+
+
 def test_a_variant_that_a_bundle_lacks_is_refused(models: Path, closing: list[Repository]) -> None:
     """Asking for a variant that was not exported refuses the model and names those that were."""
     repository = loaded(models, closing, variant="cuda-float16")
@@ -213,7 +227,7 @@ def test_the_models_share_the_free_memory(models: Path, closing: list[Repository
     repository = loaded(models, closing)
 
     budgets = [repository.get(name).memory.budget for name in ("a", "b")]
-    assert budgets == [pytest.approx(default_state_memory(2), rel=0.2)] * 2
+    assert budgets == [pytest.approx(default_state_memory("cpu", 2), rel=0.2)] * 2
 
 
 def test_closing_lets_what_runs_complete(models: Path) -> None:

@@ -37,6 +37,12 @@ def test_a_variant_that_is_asked_for_is_taken() -> None:
     assert choose_variant(manifest("cpu-float32", "cpu-int8"), "cpu-int8")[0] == "cpu-int8"
 
 
+def test_a_device_that_is_missing_is_explained() -> None:
+    """What is asked for and cannot run says why, in the words of whoever looked."""
+    with pytest.raises(BundleError, match="needs cuda, which is not available here: the NVIDIA driver sees no GPU"):
+        choose_variant(manifest("cuda-float16"), "cuda-float16", ("cpu",), lambda _: "the NVIDIA driver sees no GPU")
+
+
 @pytest.mark.parametrize(
     ("names", "requested", "reason"),
     [

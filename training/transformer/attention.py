@@ -1,10 +1,29 @@
-"""Attention over a key/value cache: one function, eager in PyTorch, one operator at export."""
+"""Attention over a key/value cache: one function, eager in PyTorch; at export, one of two lowerings."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Lowering = Literal["gqa", "standard"]
+
+_lowering: ContextVar[Lowering] = ContextVar("attention_lowering", default="gqa")
+
+
+@contextmanager
+def attention_lowering(lowering: Lowering) -> Iterator[None]:
+    """Trace attention as GroupQueryAttention (`gqa`), or as ONNX's own operators of opset 24 (`standard`)."""
+    token = _lowering.set(lowering)
+    try:
+        yield
+    finally:
+        _lowering.reset(token)
 
 
 def cached_attention(
@@ -27,6 +46,8 @@ def cached_attention(
     Returns `[row, time, head, head_size]` and the caches with the new items in their places.
     """
     if torch.compiler.is_exporting():
+        if _lowering.get() == "standard":
+            return _standard_attention(query, key, value, past_key, past_value, position)
         return _group_query_attention(query, key, value, past_key, past_value, position, lengths)
     time = query.shape[1]
     if time == past_key.shape[2]:
@@ -85,3 +106,34 @@ def _group_query_attention(
         version=1,
     )
     return attended.unflatten(2, (num_heads, head_size)), present_key, present_value
+
+
+def _standard_attention(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, position: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ONNX's operators, which ONNX Runtime has in float32 on CUDA too; TensorScatter writes in place.
+
+    Their contract: new items are padded on the right, and the padding is written too, so that a row needs room for
+    `position + time` items; `nonpad_kv_seqlen` counts it. ONNX Runtime checks neither.
+    """
+    time = query.shape[1]
+    present = [_scatter(past, new, position) for past, new in ((past_key, key), (past_value, value))]
+    attended: Tensor = torch.onnx.ops.symbolic(
+        "Attention",
+        [query.transpose(1, 2), *present, None, None, None, position + time],
+        attrs={"is_causal": 1},
+        dtype=query.dtype,
+        shape=[query.shape[0], query.shape[2], time, query.shape[3]],
+    )
+    return attended.transpose(1, 2), present[0], present[1]
+
+
+def _scatter(past: Tensor, new: Tensor, position: Tensor) -> Tensor:
+    written: Tensor = torch.onnx.ops.symbolic(
+        "TensorScatter",
+        [past, new.transpose(1, 2), position],
+        attrs={"axis": 2, "mode": "linear"},
+        dtype=past.dtype,
+        shape=list(past.shape),
+    )
+    return written

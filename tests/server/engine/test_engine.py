@@ -13,7 +13,9 @@ import pytest
 from server.engine import Engine, GenerationRequest, Stream
 from server.engine.queue_channel import QueueChannel, run_all
 from server.engine.request import Delta
+from server.runtime.device_memory import DeviceMemory
 from server.runtime.runner import Runner
+from server.runtime.state_pool import StatePool
 from statewise.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -24,6 +26,7 @@ from statewise.errors import (
 )
 from statewise.sampling import GREEDY, SamplingParams
 from tests.models import END, reference_decoder
+from tests.server.engine.test_invariance import ragged_requests
 
 EngineOf = Callable[..., Engine]
 
@@ -242,6 +245,51 @@ def test_long_prompts_hold_up_running_streams_by_one_budget(
     gaps = [channel.largest_gap(stream) for stream in running]
     assert max(gaps) <= budget
     assert max(gaps) >= min(380, chunk)
+
+
+def test_a_step_without_memory_is_overload(engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a run finds no memory its requests may come again; the engine goes on."""
+    engine = engine_of("lstm-2", max_rows=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runner, "step", raising("Failed to allocate memory for requested buffer of size 4096"))
+        (failed,) = run_all(engine, [GenerationRequest(np.array([5]), GREEDY, 5)])
+
+    assert isinstance(failed.error, OverloadedError)
+    assert run_all(engine, [GenerationRequest(np.array([5]), GREEDY, 5)])[0].finish_reason == "length"
+
+
+def test_a_device_that_has_failed_ends_the_engine(engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All requests are told, though no row can be moved any more; the engine is unhealthy and takes nothing new."""
+    engine = engine_of("lstm-2", max_rows=2)
+    failure = raising("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
+    for action in ("step", "decode", "copy_row", "swap_rows"):
+        monkeypatch.setattr(engine._runner, action, failure)
+
+    outputs = run_all(engine, [GenerationRequest(np.array([5]), GREEDY, 5) for _ in range(5)])
+
+    assert {type(output.error) for output in outputs} == {UnavailableError}
+    assert not engine.is_healthy
+    assert engine.num_running == engine.num_waiting == 0
+    with pytest.raises(UnavailableError, match="has failed"):
+        engine.submit(GenerationRequest(np.array([5]), GREEDY, 5), QueueChannel())
+
+
+def raising(text: str) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(text)
+
+    return fail
+
+
+@pytest.mark.parametrize("name", ["lstm-2", "transformer"])
+def test_state_in_a_devices_memory_changes_no_bit(engine_of: EngineOf, name: str) -> None:
+    """Ragged requests over state that is held, moved and resized as on a GPU get what they get over NumPy's arrays."""
+    host, device = (engine_of(name, max_rows=4, prefill_chunk=32) for _ in range(2))
+    spec = device._runner.spec
+    device._runner.pool = StatePool(spec.state, 4, 64 if spec.has_caches else 0, DeviceMemory("cpu"))
+    requests = ragged_requests(16, host.manifest.model.input.vocabulary_size)
+
+    assert run_all(device, requests) == run_all(host, requests)
 
 
 def test_draining_completes_what_runs_and_refuses_the_rest(engine_of: EngineOf) -> None:

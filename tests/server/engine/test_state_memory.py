@@ -12,7 +12,7 @@ from server.engine import Engine, EngineSettings, GenerationRequest
 from server.engine.queue_channel import QueueChannel, run_all
 from server.engine.state_memory import StateMemory, default_state_memory, format_bytes
 from server.runtime.free_memory import free_memory
-from statewise.errors import BundleError, InvalidRequestError, OverloadedError
+from statewise.errors import BundleError, InvalidRequestError, OverloadedError, UnavailableError
 from statewise.manifest import CategoricalHead, ModelSpec, StateSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
 from tests.server.engine.test_invariance import ragged_requests
@@ -66,7 +66,7 @@ def test_a_budget_below_one_row_is_refused_with_the_remedy() -> None:
 
 def test_without_a_budget_the_models_share_half_of_the_free_memory() -> None:
     """What is free is shared evenly between the models, and half of it is left."""
-    assert default_state_memory(4) == pytest.approx(free_memory() / 8, rel=0.2)
+    assert default_state_memory("cpu", 4) == pytest.approx(free_memory() / 8, rel=0.2)
     assert memory().budget == pytest.approx(free_memory() / 2, rel=0.2)
 
 
@@ -163,3 +163,20 @@ def test_a_place_that_cannot_be_made_fails_who_runs_and_no_one_else(
     assert isinstance(failed.error, OverloadedError)
     assert engine.num_running == 0
     assert run_all(engine, [GenerationRequest(np.array([5]), GREEDY, 5)]) == [before]
+
+
+def test_a_device_that_fails_as_the_pool_grows_ends_the_engine(
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was to be placed and who waits are told to go elsewhere; the engine is unhealthy."""
+    engine = engine_of("transformer", max_rows=1)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
+
+    monkeypatch.setattr(engine._runner.pool, "_moved", fail)
+    outputs = run_all(engine, [GenerationRequest(np.arange(2, 100), GREEDY, 100)] * 3)
+
+    assert {type(output.error) for output in outputs} == {UnavailableError}
+    assert not engine.is_healthy
+    assert engine.num_running == engine.num_waiting == 0

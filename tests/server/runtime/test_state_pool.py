@@ -1,4 +1,4 @@
-"""Rows of the state pool against a list of plain values."""
+"""Rows of the state pool against a list of plain values, in host memory and by the path that a device takes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from server.runtime.device_memory import DeviceBuffer, DeviceMemory
+from server.runtime.memory import HOST, Memory
 from server.runtime.state_pool import StatePool, bytes_per_row, capacity_for
 from statewise.manifest import StateSpec
 
@@ -18,10 +20,18 @@ CAPACITY = 8
 SPECS = (
     StateSpec(name="hidden", shape=("row", 3)),
     StateSpec(name="window", shape=("row", 2, 2), dtype="int64"),
+    StateSpec(name="position", shape=("row",), dtype="int64"),
 )
+MEMORIES = {"host": HOST, "device": DeviceMemory("cpu")}
+"""ONNX Runtime's memory on the CPU is moved by the same graphs and bindings as its memory on a GPU."""
 CACHE = StateSpec(name="key", kind="cache", shape=("row", 2, "position", 3))
 
 rows = st.integers(0, MAX_ROWS - 1)
+
+
+def numpy_view(buffer: Any) -> np.ndarray:
+    """The buffer's own memory, to look at and to write to as a run does."""
+    return buffer.value.numpy() if isinstance(buffer, DeviceBuffer) else buffer
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -30,9 +40,11 @@ class PoolMachine(RuleBasedStateMachine):
     A run writes a new number to each of its rows: over whatever the other buffer held, and behind what the cache holds.
     """
 
+    memory: Memory = HOST
+
     def __init__(self) -> None:
         super().__init__()
-        self.pool = StatePool((*SPECS, CACHE), MAX_ROWS, CAPACITY)
+        self.pool = StatePool((*SPECS, CACHE), MAX_ROWS, CAPACITY, self.memory)
         self.expected: list[list[int]] = [[] for _ in range(MAX_ROWS)]
         self.in_use = 1
         self.counter = 0
@@ -46,10 +58,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.make_room(1 + max(map(len, self.expected[start:stop])))
         for row in range(start, stop):
             self.counter += 1
-            self.pool.caches["key"][row, :, len(self.expected[row])] = self.counter
+            numpy_view(self.pool.caches["key"])[row, :, len(self.expected[row])] = self.counter
             self.expected[row] = [*self.expected[row], self.counter]
             for buffer in self.pool.next.values():
-                buffer[row] = self.counter
+                numpy_view(buffer)[row] = self.counter
         self.pool.commit(slice(start, stop), self.in_use, 1)
 
     @rule(num_rows=rows, room=st.integers(0, CAPACITY))
@@ -104,18 +116,33 @@ class PoolMachine(RuleBasedStateMachine):
         for row in range(self.in_use):
             history = self.expected[row]
             for buffer in self.pool.current.values():
-                assert (buffer[row] == (history[-1] if history else 0)).all()
+                assert (numpy_view(buffer)[row] == (history[-1] if history else 0)).all()
             assert self.pool.num_filled[row] == len(history)
-            assert (self.pool.caches["key"][row, :, : len(history)] == np.array(history)[:, None]).all()
+            assert (numpy_view(self.pool.caches["key"])[row, :, : len(history)] == np.array(history)[:, None]).all()
 
 
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-def test_a_run_over_all_rows_swaps_the_buffers() -> None:
+class DevicePoolMachine(PoolMachine):
+    """The same in a device's memory."""
+
+    memory = MEMORIES["device"]
+
+
+TestDevicePool = DevicePoolMachine.TestCase
+TestDevicePool.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+@pytest.fixture(params=MEMORIES)
+def memory(request: pytest.FixtureRequest) -> Memory:
+    return MEMORIES[request.param]
+
+
+def test_a_run_over_all_rows_swaps_the_buffers(memory: Memory) -> None:
     """When every row in use was run, nothing is copied: the two buffers change places."""
-    pool = StatePool(SPECS, MAX_ROWS)
+    pool = StatePool(SPECS, MAX_ROWS, memory=memory)
     current, after = pool.current, pool.next
 
     pool.commit(slice(0, 3), 3, 1)
@@ -124,45 +151,47 @@ def test_a_run_over_all_rows_swaps_the_buffers() -> None:
     assert pool.next is current
 
 
-def test_a_run_over_some_rows_copies_them_back() -> None:
+def test_a_run_over_some_rows_copies_them_back(memory: Memory) -> None:
     """When other rows were not run, the buffer that holds their state stays the current one."""
-    pool = StatePool(SPECS, MAX_ROWS)
+    pool = StatePool(SPECS, MAX_ROWS, memory=memory)
     current = pool.current
-    current["hidden"][0] = 7
-    pool.next["hidden"][1:3] = 8
+    numpy_view(current["hidden"])[0] = 7
+    numpy_view(pool.next["hidden"])[1:3] = 8
 
     pool.commit(slice(1, 3), 4, 1)
 
     assert pool.current is current
-    assert pool.current["hidden"][:, 0].tolist() == [7, 8, 8, 0, 0]
+    assert numpy_view(pool.current["hidden"])[:, 0].tolist() == [7, 8, 8, 0, 0]
 
 
-def test_a_batch_is_a_view() -> None:
-    """The first rows of a buffer lie together in memory, so a run reads and writes them in place."""
-    pool = StatePool(SPECS, MAX_ROWS)
+def test_a_batch_is_a_view(memory: Memory) -> None:
+    """Rows of a buffer lie together in memory, so a run reads and writes them in place."""
+    pool = StatePool(SPECS, MAX_ROWS, memory=memory)
+    window = pool.current["window"]
 
-    view = pool.current["window"][0:3]
+    view = pool.memory.view(window, slice(1, 4))
 
-    assert np.shares_memory(view, pool.current["window"])
-    assert view.flags.c_contiguous
+    assert view.pointer == numpy_view(window)[1:].ctypes.data
+    assert (tuple(view.shape), view.dtype) == ((3, 2, 2), np.int64)
 
 
-def test_a_saved_row_does_not_change_with_the_pool() -> None:
+def test_a_saved_row_does_not_change_with_the_pool(memory: Memory) -> None:
     """What save_row gave is a copy: later runs do not reach it."""
-    pool = StatePool(SPECS, MAX_ROWS)
-    pool.current["hidden"][2] = 5
+    pool = StatePool(SPECS, MAX_ROWS, memory=memory)
+    numpy_view(pool.current["hidden"])[2] = 5
     saved = pool.save_row(2)
 
     pool.clear_row(2)
 
     assert saved.tensors["hidden"].tolist() == [5, 5, 5]
+    assert numpy_view(pool.current["hidden"])[2].tolist() == [0, 0, 0]
 
 
-def test_the_bytes_of_a_row_are_counted() -> None:
+def test_the_bytes_of_a_row_are_counted(memory: Memory) -> None:
     """Recurrent state counts twice, as it has two buffers, and a cache once, with all its positions."""
-    assert bytes_per_row(SPECS, 0) == 2 * (3 * 4 + 4 * 8)
+    assert bytes_per_row(SPECS, 0) == 2 * (3 * 4 + 5 * 8)
     assert bytes_per_row((CACHE,), 64) == 2 * 64 * 3 * 4
-    assert StatePool((*SPECS, CACHE), MAX_ROWS, 64).nbytes == MAX_ROWS * bytes_per_row((*SPECS, CACHE), 64)
+    assert StatePool((*SPECS, CACHE), MAX_ROWS, 64, memory).nbytes == MAX_ROWS * bytes_per_row((*SPECS, CACHE), 64)
 
 
 def test_capacities_are_buckets_up_to_the_most_positions() -> None:
@@ -171,9 +200,9 @@ def test_capacities_are_buckets_up_to_the_most_positions() -> None:
     assert (capacity_for(10, 50), capacity_for(10, 0)) == (50, 0)
 
 
-def test_a_resize_that_breaks_off_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resize_that_breaks_off_is_done_again(monkeypatch: pytest.MonkeyPatch, memory: Memory) -> None:
     """Where memory runs out between two tensors, the pool does not pass for one of the old or the new size."""
-    pool = StatePool((*SPECS, CACHE), MAX_ROWS, CAPACITY)
+    pool = StatePool((*SPECS, CACHE), MAX_ROWS, CAPACITY, memory)
     with monkeypatch.context() as patch:
         patch.setattr(pool, "_moved", lambda *_: [][0])
         with pytest.raises(IndexError):
@@ -183,6 +212,39 @@ def test_a_resize_that_breaks_off_is_done_again(monkeypatch: pytest.MonkeyPatch)
 
     shapes = {name: pool.buffers(name)[0].shape for name in ("hidden", "key")}
     assert shapes == {"hidden": (MAX_ROWS, 3), "key": (MAX_ROWS, 2, CAPACITY, 3)}
+
+
+def test_what_lies_behind_a_row_does_not_survive_a_resize(memory: Memory) -> None:
+    """NaN behind the filled positions is left behind, for runs that read there."""
+    pool = StatePool((CACHE,), 2, 8, memory, reads_ahead=True)
+    numpy_view(pool.caches["key"])[0, :, 3:] = np.nan
+    pool.num_filled[0] = 3
+
+    pool.resize(3, 16, 1)
+
+    assert np.isfinite(numpy_view(pool.caches["key"])).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_row_moves_between_memories(dtype: Any) -> None:
+    """A row saved on a device is loaded on the host, and back, to the bit: the saved form is the same."""
+    specs = (StateSpec(name="hidden", shape=("row", 3), dtype=dtype), CACHE.model_copy(update={"dtype": dtype}))
+    pools = [StatePool(specs, 2, 8, memory) for memory in MEMORIES.values()]
+    rng = np.random.default_rng(1)
+    numpy_view(pools[1].current["hidden"])[1] = rng.standard_normal(3)
+    numpy_view(pools[1].caches["key"])[1] = rng.standard_normal((2, 8, 3))
+    pools[1].num_filled[1] = 5
+
+    saved = pools[1].save_row(1)
+    pools[0].load_row(0, saved)
+    pools[1].load_row(0, pools[0].save_row(0))
+
+    assert saved.tensors["key"].shape == (2, 5, 3)
+    for pool in pools:
+        assert pool.num_filled[0] == 5
+        again = pool.save_row(0)
+        assert all(again.tensors[name].tobytes() == saved.tensors[name].tobytes() for name in saved.tensors)
+    assert (numpy_view(pools[1].caches["key"])[0, :, 5:] == 0).all()
 
 
 def test_a_cache_is_read_and_written_in_one_place() -> None:
