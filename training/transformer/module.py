@@ -63,7 +63,7 @@ class TransformerModule(nn.Module):
         states with the new items. The same numbers as two calls of `forward`.
         """
         num_rows, time = items.shape[0], chunk.shape[1]
-        rows = RowCaches(state, torch.ones_like(items[:, 0], dtype=torch.int64))
+        rows = RowCaches(state, torch.ones_like(state[0]))
         last = RowCaches(chunk_state, torch.full_like(chunk_state[0], time))
         caches = MixedCaches(rows, num_rows, last)
         line = torch.cat([items.transpose(0, 1), chunk], dim=1)
