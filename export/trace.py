@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +144,33 @@ def _take_apart(model: ir.Model, new_state: tuple[str, ...]) -> TracedStep:
         proto = onnx.inliner.inline_local_functions(proto)
     values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
     reals = frozenset(value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
-    return TracedStep(list(proto.graph.node), weights, "output", new_state, reals - weights.keys())
+    nodes = _without_detours(proto.graph.node, {value.name: _shape(value) for value in values})
+    return TracedStep(nodes, weights, "output", new_state, reals - weights.keys())
+
+
+def _without_detours(nodes: Iterable[onnx.NodeProto], shapes: dict[str, Any]) -> list[onnx.NodeProto]:
+    """The nodes without a Reshape that undoes the one before it, as where heads are told apart and put together."""
+    reshaped: dict[str, str] = {}
+    same: dict[str, str] = {}
+    kept = []
+    for node in nodes:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        if node.op_type == "Reshape":
+            source = reshaped.get(node.input[0])
+            if source is not None and shapes.get(source) is not None and shapes[source] == shapes.get(node.output[0]):
+                same[node.output[0]] = source
+                continue
+            reshaped[node.output[0]] = node.input[0]
+        kept.append(node)
+    read = {name for node in kept for name in node.input}
+    # The first one of each pair is kept where others read it.
+    return [node for node in kept if node.op_type != "Reshape" or node.output[0] in read]
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[str | int, ...] | None:
+    """Names and sizes of a value's dimensions; None where one is unknown."""
+    dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    return tuple(dims) if all(dims) else None
 
 
 @contextmanager

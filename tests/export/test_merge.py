@@ -56,7 +56,7 @@ def test_merged_products_are_the_same_products() -> None:
     ]
     shapes = {"a": (40, 8), "b": (40, 24), "c": (40, 3), "d": (40, 5)}
     biases = {"a.bias": (8,), "c.bias": (3,), "d.bias": (5,)}
-    traced = TracedStep(nodes, weights(**shapes, **biases), "a.out", ())
+    traced = TracedStep(nodes, weights(**shapes, **biases), "a.out", (), frozenset())
     outputs, rows = ["a.out", "c.out", "d.out", "d.sum", "b.relu"], rng.standard_normal((6, 40)).astype(np.float32)
 
     merged = merge_products(traced)
