@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,9 @@ from statewise.bundle import Bundle
 from statewise.manifest import ModelSpec, TokenInput
 
 Array = NDArray[Any]
+
+MAX_BINDINGS = 256
+"""Bindings that are kept: about one for each number of rows, and each row that is fed alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class Runner:
         self._decode = decode
         self._mixed = mixed
         self._ragged_prefill = ragged_prefill
+        self._bindings: dict[Hashable, onnxruntime.IOBinding] = {}
+        self._bound_to: tuple[StatePool, int] | None = None
 
     @classmethod
     def load(
@@ -239,20 +245,41 @@ class Runner:
         wanted: list[str],
     ) -> list[Array]:
         """Run a graph; `parts` are the rows whose state it reads and writes, by the prefix of the state's names."""
-        binding = session.io_binding()
+        binding = self._binding(session, parts, wanted)
         # ONNX Runtime does not hold these arrays: they must outlive the run.
         held = [np.asarray(value, order="C") for value in inputs.values()]
         for name, value in zip(inputs, held, strict=True):
             bind(binding.bind_input, name, host_view(value))
         for name in wanted:
             binding.bind_output(name, "cpu")
+        self._bind_state(binding, "recurrent", parts)
+        session.run_with_iobinding(binding)
+        return [value.numpy() for value in binding.get_outputs()[: len(wanted)]]
+
+    def _binding(
+        self, session: onnxruntime.InferenceSession, parts: dict[str, slice], wanted: list[str]
+    ) -> onnxruntime.IOBinding:
+        """A binding that has the caches of these rows, which stay in their place from run to run."""
+        if self._bound_to != (self.pool, self.pool.num_resizes) or len(self._bindings) == MAX_BINDINGS:
+            self._bindings.clear()
+            self._bound_to = (self.pool, self.pool.num_resizes)
+        key = (session, len(wanted), *((prefix, rows.start, rows.stop) for prefix, rows in parts.items()))
+        if key not in self._bindings:
+            binding = session.io_binding()
+            for name in wanted:  # before the state, for these to be the first outputs
+                binding.bind_output(name, "cpu")
+            self._bind_state(binding, "cache", parts)
+            self._bindings[key] = binding
+        return self._bindings[key]
+
+    def _bind_state(self, binding: onnxruntime.IOBinding, kind: str, parts: dict[str, slice]) -> None:
         for spec in self.spec.state:
+            if spec.kind != kind:
+                continue
             current, new = self.pool.buffers(spec.name)
             for prefix, rows in parts.items():
                 bind(binding.bind_input, f"{prefix}state.{spec.name}", self.pool.memory.view(current, rows))
                 bind(binding.bind_output, f"{prefix}new_state.{spec.name}", self.pool.memory.view(new, rows))
-        session.run_with_iobinding(binding)
-        return [value.numpy() for value in binding.get_outputs()[: len(wanted)]]
 
     def _sampler_inputs(self, rows: slice, uniforms: NDArray[np.float32]) -> dict[str, Array]:
         if not isinstance(self.spec.input, TokenInput):

@@ -20,6 +20,10 @@ _CUDA_OPTIONS = {
     "use_tf32": "0",
 }
 
+_DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
+"""It takes some norms of a graph and leaves others, not the same in the graphs of one bundle; its kernel rounds
+differently, and these must not."""
+
 
 def create_session(
     model: Path | bytes, *, device: str = "cpu", intra_op_threads: int = 0
@@ -36,7 +40,11 @@ def create_session(
     options = _options(intra_op_threads)
     try:
         session = onnxruntime.InferenceSession(
-            str(model) if isinstance(model, Path) else model, options, providers=_providers(device), enable_fallback=0
+            str(model) if isinstance(model, Path) else model,
+            options,
+            providers=_providers(device),
+            enable_fallback=0,
+            disabled_optimizers=_DISABLED_OPTIMIZERS,
         )
     except Exception as error:  # ONNX Runtime's exception types have no common base of their own
         raise BundleError(f"{name}: ONNX Runtime cannot load it: {first_line(error)}") from error

@@ -72,6 +72,8 @@ class StatePool:
         self.num_rows = num_rows
         self.capacity = capacity
         """Positions for which each row's caches have room."""
+        self.num_resizes = 0
+        """How often the caches have moved."""
         self.current = self._allocate("recurrent")
         self.next = self._allocate("recurrent")
         self.caches = self._allocate("cache")
@@ -93,6 +95,7 @@ class StatePool:
             return
         # Until all is moved the pool has no size: if memory runs out half-way, the next call starts again.
         self.num_rows = self.capacity = 0
+        self.num_resizes += 1
         in_use = slice(0, num_rows_in_use)
         for spec in self.specs:
             shape = (num_rows, *spec.row_shape(capacity))
