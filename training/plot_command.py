@@ -67,6 +67,7 @@ def gradients(
     console = Console()
     settings = Settings(asked, hidden_size, steps, seed)
     measured = _measure_all(names, settings, console)
+    output.parent.mkdir(parents=True, exist_ok=True)
     draw(measured, settings, output)
     write_json(measured, settings, output.with_suffix(".json"))
     _report(measured, settings, output, console)
@@ -123,8 +124,8 @@ def _check_output(output: Path) -> None:
     if output.suffix != ".png":
         raise ConfigError(f"output: {output} does not end in .png, which is what is written; add it")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
+        existing = next(folder for folder in output.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise ConfigError(f"output: {output} cannot be written ({error.strerror}); give another path") from error

@@ -57,7 +57,10 @@ def test_the_picture_is_there_with_its_numbers_and_nothing_else(folder: Path) ->
 
 
 BAD_INPUT = {
-    "an unknown family": (("--families", "lstm,fractal"), "families: no plugin named 'fractal'"),
+    "an unknown family": (
+        ("--output", "new/a.png", "--families", "lstm,fractal"),
+        "families: no plugin named 'fractal'",
+    ),
     "a family without a hidden vector": (("--families", "transformer"), "families: 'transformer' carries no"),
     "distance 0": (("--distances", "5,0"), "distances: '0' is no whole number from 1 to 1000"),
     "an absurd distance": (("--distances", "1000000"), "distances: '1000000' is no whole"),
