@@ -16,6 +16,7 @@ _LOGGERS = (
 
 _WARNINGS = {
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated": "a matter between Lightning and torch",
+    "RNN module weights are not part of single contiguous chunk": "locked dropout runs layers one by one on CUDA",
     "Checkpoint directory .* exists and is not empty": "resuming is the point",
     "It is recommended to use `self.log\\('validation_loss'": "every device measures all of the held-out data",
 }

@@ -24,7 +24,7 @@ from statewise.errors import ConfigError, ParityError, StatewiseError
 
 GROUP = "statewise.commands"
 
-_ORDER = ("train", "import", "export", "verify", "serve", "generate", "models", "demo")
+_ORDER = ("train", "import", "export", "verify", "serve", "generate", "models", "plot", "demo")
 
 _EXTRAS = {
     **dict.fromkeys(("lightning", "matplotlib", "onnxscript", "safetensors", "torch"), "train"),
@@ -84,7 +84,9 @@ def _load(entry: EntryPoint) -> Any:
     except (ImportError, AttributeError) as error:
         function = _explanation(entry, error)
     if isinstance(function, typer.Typer):
-        return get_command(function)
+        group = get_command(function)
+        group.name = entry.name
+        return group
     app = typer.Typer(add_completion=False)
     # Options of a command that cannot be imported are unknown; the explanation takes any.
     settings = {"ignore_unknown_options": True, "allow_extra_args": True} if hasattr(function, "any") else {}

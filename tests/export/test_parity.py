@@ -40,7 +40,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     )
 } | {
     "gru-tied": ("gru", {"vocabulary_size": VOCABULARY, "hidden_size": 20, "tied_embeddings": True}),
-    "lstm-real": ("lstm", {"features": 4, "hidden_size": 20, "num_layers": 2, "dropout": 0.4}),
+    "lstm-real-locked": (
+        "lstm",
+        {"features": 4, "hidden_size": 20, "num_layers": 2, "dropout": 0.4, "dropout_kind": "locked"},
+    ),
 }
 
 

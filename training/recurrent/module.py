@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from training.recurrent.locked_dropout import LockedDropout, single_layer
 from training.recurrent.onnx_operators import onnx_layer
 
 Cell = Literal["rnn", "lstm", "gru"]
+DropoutKind = Literal["standard", "locked"]
 State = tuple[Tensor, ...]
 
 
@@ -31,6 +33,7 @@ class RecurrentModule(nn.Module):
         num_layers: int,
         dropout: float,
         tied_embeddings: bool,
+        dropout_kind: DropoutKind = "standard",
         nonlinearity: str = "tanh",
     ) -> None:
         super().__init__()
@@ -42,8 +45,9 @@ class RecurrentModule(nn.Module):
         else:
             self.rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[cell](*sizes, **between)
         self.cell = cell
+        self.dropout_kind = dropout_kind
         self.embedding = nn.Embedding(vocabulary_size, input_size) if vocabulary_size else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = LockedDropout(dropout) if dropout_kind == "locked" else nn.Dropout(dropout)
         self.output = nn.Linear(hidden_size, vocabulary_size or input_size)
         if self.embedding is not None and tied_embeddings:
             # Drawn from N(0, 1), an embedding would make the tied head's first logits as wide as sqrt(hidden_size).
@@ -56,29 +60,42 @@ class RecurrentModule(nn.Module):
         inputs = self.dropout(inputs)
         if torch.compiler.is_exporting():
             hidden, new_state = self._forward_onnx(inputs, lengths, state)
+        elif self.training and self.dropout_kind == "locked":
+            hidden, new_state = self._forward_layers(inputs, lengths, state)
         else:
-            hidden, new_state = self._forward_eager(inputs, lengths, state)
+            hidden, new_state = self._forward_eager(self.rnn, inputs, lengths, state)
         return self.dropout(hidden), new_state
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `[..., vocabulary_size]` or values `[..., features]`."""
         return self.output(hidden)
 
-    def _forward_eager(self, inputs: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
+    def _forward_layers(self, inputs: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
+        """Layer by layer: between its own layers torch.nn draws a mask for every time step."""
+        hidden, per_layer = inputs, len(state) // self.rnn.num_layers
+        new_state: list[Tensor] = []
+        for layer in range(self.rnn.num_layers):
+            old = state[layer * per_layer : (layer + 1) * per_layer]
+            hidden = self.dropout(hidden) if layer else hidden
+            hidden, new = self._forward_eager(single_layer(self.rnn, layer), hidden, lengths, old)
+            new_state += new
+        return hidden, tuple(new_state)
+
+    def _forward_eager(self, rnn: nn.RNNBase, inputs: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         time = inputs.shape[1]
         if bool((lengths == time).all()):
-            hidden, last = self.rnn(inputs, self._stack(state))
+            hidden, last = rnn(inputs, self._stack(state))
             return hidden, self._unstack(last)
         # Packing refuses empty rows: give them one item, and their old state back afterwards.
         packed = pack_padded_sequence(inputs, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        packed_hidden, last = self.rnn(packed, self._stack(state))
+        packed_hidden, last = rnn(packed, self._stack(state))
         hidden, _ = pad_packed_sequence(packed_hidden, batch_first=True, total_length=time)
         keep = (lengths > 0)[:, None]
         return hidden, tuple(torch.where(keep, new, old) for new, old in zip(self._unstack(last), state, strict=True))
 
     def _forward_onnx(self, inputs: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         hidden = inputs.transpose(0, 1)
-        per_layer = 2 if self.cell == "lstm" else 1
+        per_layer = len(state) // self.rnn.num_layers
         keep = (lengths > 0)[:, None]
         new_state: list[Tensor] = []
         for layer in range(self.rnn.num_layers):

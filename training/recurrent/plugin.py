@@ -11,7 +11,7 @@ from statewise.manifest import ModelSpec, StateSpec
 from statewise.plugins import SequencePlugin
 from training.items import ItemConfig
 from training.losses import next_item_loss
-from training.recurrent.module import Cell, RecurrentModule
+from training.recurrent.module import Cell, DropoutKind, RecurrentModule
 
 
 class RecurrentConfig(ItemConfig):
@@ -23,6 +23,8 @@ class RecurrentConfig(ItemConfig):
     """Width of the token embedding; `hidden_size` where absent."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Applied to the embedding, between layers and before the head, in training only."""
+    dropout_kind: DropoutKind = "standard"
+    """A new mask at every time step, or ("locked") one per sequence and layer (Gal and Ghahramani 2016)."""
     tied_embeddings: bool = False
     """The head uses the embedding's matrix (Press and Wolf 2017); needs embedding_size = hidden_size."""
 
@@ -74,6 +76,7 @@ class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
             num_layers=config.num_layers,
             dropout=config.dropout,
             tied_embeddings=config.tied_embeddings,
+            dropout_kind=config.dropout_kind,
             nonlinearity=getattr(config, "nonlinearity", "tanh"),
         )
 
