@@ -27,7 +27,7 @@ def test_full_rows_take_the_weights_the_pool_and_a_stated_overhead(repository: P
     weights = sum((bundle.folder / file).stat().st_size for file in bundle.manifest.files if file.endswith(".data"))
     pool = ROWS * row_bytes / 2**20
 
-    flags = ("--max-rows", str(ROWS), "--max-waiting", str(ROWS), "--threads", "1")
+    flags = ("--max-rows", str(ROWS), "--max-waiting", str(ROWS), "--threads", "1", "--prefix-memory", "0")
     with serving(tmp_path / "models", tmp_path, *flags) as server, Client(server.address, timeout=120) as client:
 
         def fill(row: int) -> int:
