@@ -20,8 +20,8 @@ help:  ## list the targets
 demo: $(READY)  ## train, certify, serve and stream a small model: about two minutes, results in demo/
 	$(BIN)/statewise demo
 
-test: lint  ## run all checks, then all tests
-	$(BIN)/python -m pytest
+test: lint  ## run all checks, then all tests, a file at a time on each of two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-leak: $(READY)  ## serve 10,000 random requests to each of two families: nothing may grow (minutes)
 	$(BIN)/python -m pytest -s -m leak
