@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,19 +19,19 @@ class ContenderError(Exception):
     """A contender cannot take part, or not in this workload."""
 
 
-class Subject:
+class Subject(ABC):
     """What is measured, inside its process."""
 
+    @abstractmethod
     def measure(self, workload: Workload) -> float:
         """Seconds that the workload takes; what can be made ready beforehand is not counted."""
-        raise NotImplementedError
 
     @property
     def pid(self) -> int:
         """The process whose memory counts."""
         return os.getpid()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
         """End what was started."""
 
 

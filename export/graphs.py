@@ -28,11 +28,7 @@ _DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64"
 def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """Inputs `items`, `lengths`, `state.*` and the sampler's; outputs `next_items` `[row]`, `output`, `new_state.*`."""
     op = GraphBuilder()
-    chosen: tuple[str, ...] = (traced.output,)
-    if isinstance(spec.input, TokenInput):
-        uniform = op.Squeeze("sampling.uniforms", op.constant([1]))
-        chosen = add_sampler(op, traced.output, uniform, spec.input.vocabulary_size)
-    results = [op.Identity(value) for value in chosen]
+    results = _add_choice(op, traced, spec)
     inputs = [_items_info(spec, "time"), _info("lengths", "int64", ["row"]), *_state_infos(spec), *_sampler_infos(spec)]
     outputs = [
         *_result_infos(spec, ["row"], results),
@@ -46,11 +42,7 @@ def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
 def mixed_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """`items` `[row, 1]`, one of each of some rows, and `chunk.items` `[1, time]` of one more: `[row + 1]` results."""
     op = GraphBuilder()
-    chosen: tuple[str, ...] = (traced.output,)
-    if isinstance(spec.input, TokenInput):
-        uniform = op.Squeeze("sampling.uniforms", op.constant([1]))
-        chosen = add_sampler(op, traced.output, uniform, spec.input.vocabulary_size)
-    results = [op.Identity(value) for value in chosen]
+    results = _add_choice(op, traced, spec)
     chunk_items = _renamed(_items_info(spec, "time"), "chunk.items")
     chunk_items.type.tensor_type.shape.dim[0].dim_value = 1
     inputs = [_items_info(spec, 1), *_state_infos(spec), chunk_items, *_chunk_state_infos(spec, "chunk.state")]
@@ -63,6 +55,15 @@ def mixed_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     ]
     graph = helper.make_graph([*traced.nodes, *op.nodes], "mixed", inputs, outputs)
     return _rename(graph, dict(zip(results, _result_names(spec), strict=True)))
+
+
+def _add_choice(op: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> list[str]:
+    """What a run of one step gives each row: the sampler's results, or the output itself."""
+    chosen: tuple[str, ...] = (traced.output,)
+    if isinstance(spec.input, TokenInput):
+        uniform = op.Squeeze("sampling.uniforms", op.constant([1]))
+        chosen = add_sampler(op, traced.output, uniform, spec.input.vocabulary_size)
+    return [op.Identity(value) for value in chosen]
 
 
 def decode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
