@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from statewise.bundle import Bundle, find_bundle, list_models, open_bundle
-from statewise.manifest import TokenInput
+from statewise.model_spec import TokenInput
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint

@@ -23,7 +23,7 @@ from export.tolerances import against_itself, against_pytorch, agree
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
 from statewise.certificate import Case, Certificate, Limits, OutputAgreement, TokenAgreement, Tolerances
-from statewise.manifest import ModelSpec, TokenInput
+from statewise.model_spec import ModelSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
 from statewise.versions import installed_versions
 from training.decoding import ReferenceDecoder

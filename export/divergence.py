@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from export.driver import RuntimeDecoder
 from export.inputs import HeldOut, Scale
 from statewise.certificate import TokenDivergence, ValueDivergence
-from statewise.manifest import TokenInput
+from statewise.model_spec import TokenInput
 from statewise.sampling import GREEDY
 from training.decoding import ReferenceDecoder
 

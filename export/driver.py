@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from server.runtime.adjustment import LogitAdjuster
 from server.runtime.runner import Runner, StepResult
-from statewise.manifest import TokenInput
+from statewise.model_spec import TokenInput
 from statewise.sampling import SamplingParams, Uniforms
 
 Array = NDArray[Any]

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from export.builder import GraphBuilder, renamed_nodes, untyped
 from export.sampler import INPUTS, Sampled, add_sampler
 from export.trace import OPSET, TracedStep
-from statewise.manifest import ModelSpec, TokenInput
+from statewise.model_spec import ModelSpec, TokenInput
 
 IR_VERSION = 10
 

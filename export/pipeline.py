@@ -23,7 +23,8 @@ from statewise.bundle import Bundle, open_bundle, resolve_bundle
 from statewise.bundle_writer import BundleContent, new_bundle
 from statewise.certificate import Certificate, Limits, check_certificate
 from statewise.errors import BundleError
-from statewise.manifest import ModelSpec, Variant
+from statewise.manifest import Variant
+from statewise.model_spec import ModelSpec
 from training.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, Checkpoint, load_checkpoint
 from training.decoding import ReferenceDecoder
 from training.transformer.attention import attention_lowering

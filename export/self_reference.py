@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from export.driver import RuntimeDecoder
 from statewise import sampling
-from statewise.manifest import ModelSpec, TokenInput
+from statewise.model_spec import ModelSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams, Uniforms
 
 Array = NDArray[Any]

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statewise.certificate import Limits, Tolerances
-from statewise.manifest import ModelSpec, Variant
+from statewise.manifest import Variant
+from statewise.model_spec import ModelSpec
 
 RECURRENT = Tolerances(absolute=1e-5, relative=1e-5, near_tie=1e-4)
 CACHES = Tolerances(absolute=1e-4, relative=1e-5, near_tie=1e-3)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from statewise.manifest import ModelSpec, TokenInput
+from statewise.model_spec import ModelSpec, TokenInput
 from training.state import zero_state
 
 State = tuple[Tensor, ...]

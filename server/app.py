@@ -19,15 +19,22 @@ from rich.table import Table
 from server.config import ServerSettings
 from server.metrics import ServerMetrics
 from server.repository import ModelEntry, Repository
+from server.services import generation, prediction
 from server.services.barrier import Barrier
-from server.services.generation import SERVICE_NAME, GenerationService, StreamLimits
+from server.services.generation import GenerationService, StreamLimits
+from server.services.prediction import PredictionService
 from statewise.errors import ConfigError
 from statewise.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
+from statewise.v1.prediction_pb2_grpc import add_PredictionServiceServicer_to_server
 
 logger = logging.getLogger(__name__)
 
+_SERVICES = (generation.SERVICE_NAME, prediction.SERVICE_NAME)
+
 _SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_NOT_SERVICES = (generation.SERVICE_NAME, prediction.SERVICE_NAME)
+
+_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 SWITCH_INTERVAL_SECONDS = 0.0005
 
@@ -68,8 +75,12 @@ class Application:
         add_GenerationServiceServicer_to_server(  # type: ignore[no-untyped-call] # generated
             GenerationService(self.repository, limits, self.metrics), server
         )
+        add_PredictionServiceServicer_to_server(  # type: ignore[no-untyped-call] # generated
+            PredictionService(self.repository), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
         await self._set_health(_NOT_SERVING)
         self._listen(server)
         await server.start()
@@ -111,7 +122,7 @@ class Application:
             ) from error
 
     async def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE_NAME):
+        for name in ("", *_SERVICES):
             await self._health.set(name, status)
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from statewise.errors import BundleError, ConfigError, NotFoundError
-from statewise.manifest import Manifest, ModelName, ModelSpec, Variant
+from statewise.manifest import Manifest, ModelName, Variant
 from statewise.manifest_file import MANIFEST_FILE, MAX_MANIFEST_BYTES, decode_manifest
+from statewise.model_spec import ModelSpec
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _model_name = TypeAdapter(ModelName)

@@ -22,8 +22,9 @@ from pydantic import ValidationError
 
 from statewise.bundle import Bundle, hash_file, is_model_name, list_versions
 from statewise.errors import ConfigError
-from statewise.manifest import Manifest, ModelSpec, SpecialTokens, Variant
+from statewise.manifest import Manifest, SpecialTokens, Variant
 from statewise.manifest_file import MANIFEST_FILE, describe, encode_manifest
+from statewise.model_spec import ModelSpec
 
 LOCK_FILE = ".lock"
 _DRAFT = re.compile(r"\.(?P<name>.+)\.(?P<version>[0-9]+)\.draft")

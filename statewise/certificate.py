@@ -9,8 +9,9 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from statewise.bundle import Bundle
 from statewise.errors import BundleError
-from statewise.manifest import FileName, ModelName, Sha256, Strict
+from statewise.manifest import FileName, ModelName, Sha256
 from statewise.manifest_file import describe
+from statewise.model_spec import Strict
 
 
 class Figures(Strict):

@@ -11,14 +11,15 @@ This module imports no torch; a plugin's `build` does.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from statewise.errors import ConfigError, NotFoundError
-from statewise.manifest import ModelSpec
+from statewise.model_spec import InputSpec, ModelSpec, RealInput, TokenInput
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +37,51 @@ class PluginConfig(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=PluginConfig)
 
 
+@dataclass(frozen=True)
+class DataSpec:
+    """What the data of a training run turned out to be."""
+
+    input: InputSpec
+    """Its items, with the size of the vocabulary or the number of features."""
+    source: InputSpec | None = None
+    """The items of the sources, where the data is pairs of source and target."""
+    labels: tuple[str, ...] | None = None
+    """The labels by index, where the data is labelled."""
+    labels_per: Literal["sequence", "item"] | None = None
+
+
+class Batch(Protocol):
+    """What one step of training sees; rows are right-padded."""
+
+    @property
+    def items(self) -> torch.Tensor:
+        """Items that the model reads, `[row, time]` or `[row, time, features]`."""
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """Items that it is to give, one step later; or labels `[row]` or `[row, time]`."""
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Which items are real, bool `[row, time]`."""
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """How many items of each row are real, int64 `[row]`."""
+
+    @property
+    def source(self) -> torch.Tensor | None:
+        """Sources, `[row, source]` or `[row, source, features]`, where the data is pairs."""
+
+    @property
+    def source_lengths(self) -> torch.Tensor | None:
+        """How many items of each source are real, int64 `[row]`."""
+
+
 class SequencePlugin(ABC, Generic[ConfigT]):
     """One model family.
 
-    The module that `build` returns is a step function over state, used unchanged by training (zero state, whole
+    The module that `build` returns is a step function over state, used unchanged by training (first state, whole
     sequence), by the reference decoder and by export:
 
         forward(items, lengths, state) -> (hidden, new_state)
@@ -49,7 +91,21 @@ class SequencePlugin(ABC, Generic[ConfigT]):
     lengths    int64 `[row]`: how many of the `time` items of each row are real; 0 leaves the row's state as it was
     state      a tuple of tensors in the order of `ModelSpec.state`; zeros start a sequence
     hidden     `[row, time, width]`: what the head reads; what lies beyond a row's length is undefined
-    output     float32 `[..., vocabulary_size]` logits or `[..., features]` values, as the head says
+    output     float32 `[..., output_size]`, as the head says
+
+    A model without state (an encoder) is called once with a whole sequence and `()` as its state; where its head gives
+    one answer per sequence, hidden is `[row, width]`.
+
+    An encoder-decoder (`ModelSpec.source`) makes the first state of the source:
+
+        encode(source, source_lengths) -> state
+
+    source `[row, source]` or `[row, source, features]`; every state tensor but the caches, in their order, memories
+    with `max_source_positions` items along `source`.
+
+    A model that generates and has `ModelSpec.embedding` also makes a vector of a sequence of its items:
+
+        embed(items, lengths) -> embedding `[row, size]`
 
     Where `mixes` is True there is also the mixed step, which reads the weights once for one item of each of some rows
     and a chunk of a prompt of one row more, and gives the same numbers as two calls of `forward`:
@@ -76,7 +132,8 @@ class SequencePlugin(ABC, Generic[ConfigT]):
     def loss(self, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Mean loss per real item, a scalar in nats (categorical) or squared units (value).
 
-        output `[row, time, ...]`, targets `[row, time]` or `[row, time, features]`, mask bool `[row, time]`.
+        output `[row, time, ...]`, targets `[row, time]` or `[row, time, features]`, mask bool `[row, time]`; without
+        state output `[row, ...]` and targets `[row]` where there is one answer per sequence.
         """
 
     def fit(self, module: torch.nn.Module, config: ConfigT, documents: Sequence[NDArray[Any]]) -> bool:
@@ -87,9 +144,29 @@ class SequencePlugin(ABC, Generic[ConfigT]):
         """
         return False
 
-    def for_data(self, config: dict[str, Any], item_size: int, *, tokens: bool) -> dict[str, Any]:
-        """The raw configuration, with the size that tokenizer (vocabulary) or data (features) turned out to have."""
-        return {**config, "vocabulary_size" if tokens else "features": item_size}
+    def training_loss(
+        self, module: torch.nn.Module, batch: Batch, run: Callable[[Batch], torch.Tensor]
+    ) -> torch.Tensor:
+        """What a step of training lowers; `run` gives the module's outputs for a batch, from its first state.
+
+        For families whose loss has other parts too; evaluation calls `loss` alone.
+        """
+        return self.loss(run(batch), batch.targets, batch.mask)
+
+    def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
+        """The raw configuration, with the sizes that the data turned out to have.
+
+        Raises ConfigError where this family cannot learn from such data.
+        """
+        return {**config, **item_size(data.input)}
+
+
+def item_size(items: InputSpec, prefix: str = "") -> dict[str, int]:
+    """The configuration key and value that say what is read: `vocabulary_size` or `features`."""
+    if isinstance(items, TokenInput):
+        return {f"{prefix}vocabulary_size": items.vocabulary_size}
+    assert isinstance(items, RealInput)
+    return {f"{prefix}features": items.features}
 
 
 def available_plugins() -> dict[str, EntryPoint]:

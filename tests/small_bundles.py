@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from statewise.bundle_writer import BundleContent, BundleDraft, new_bundle
 from statewise.certificate import Case, Certificate, OutputAgreement, Tolerances
-from statewise.manifest import ModelSpec, RealInput, StateSpec, ValueHead, Variant
+from statewise.manifest import Variant
+from statewise.model_spec import ModelSpec, RealInput, StateSpec, ValueHead
 
 VARIANT = "cpu-float32"
 STEP = f"step.{VARIANT}.onnx"

@@ -23,8 +23,9 @@ from torch import nn
 
 from statewise.bundle import hash_file
 from statewise.errors import ConfigError, NotFoundError
-from statewise.manifest import FileName, ModelName, Sha256, SpecialTokens, Strict, TokenInput
+from statewise.manifest import FileName, ModelName, Sha256, SpecialTokens
 from statewise.manifest_file import describe
+from statewise.model_spec import Strict, TokenInput
 from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
 from statewise.versions import installed_versions
 from training.files import atomic_file, write_atomically

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from statewise.errors import ConfigError, NotFoundError
-from statewise.manifest import ModelSpec
+from statewise.model_spec import ModelSpec
 from statewise.plugins import load_plugin
 from training.module import unroll
 from training.state import zero_state

@@ -73,11 +73,18 @@ def _split_ends(bodies: Sequence[Body], held_out: float) -> tuple[list[Document[
 
 
 class Batch(NamedTuple):
-    """Items and, one step later, targets: `[row, time]` or `[row, time, features]`; mask: `[row, time]`."""
+    """One step's data; the shapes are those of `statewise.plugins.Batch`."""
 
     items: Tensor
     targets: Tensor
     mask: Tensor
+    source: Tensor | None = None
+    source_lengths: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """How many items of each row are real."""
+        return self.mask.sum(1)
 
 
 class Chunks:

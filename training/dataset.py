@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from statewise.errors import ConfigError
+from statewise.model_spec import RealInput, TokenInput
+from statewise.plugins import DataSpec, item_size
 from training.checkpoint import Standardization
 from training.config import SeriesData, TrainConfig
 from training.corpus import Series, read_series, read_texts
@@ -25,14 +27,19 @@ class Dataset:
     train_documents: list[Items]
     """Each with its special tokens, if it has any."""
     held_out_documents: list[Items]
-    item_size: int
-    """Vocabulary size, or numbers per item."""
+    spec: DataSpec
     sha256: str
     """Of all items; tells whether a resumed run still has the data that it began with."""
     encoder: TextEncoder | None = None
     held_out_characters: int | None = None
     """Characters of the held-out text, special tokens not counted."""
     standardization: Standardization | None = None
+
+    @property
+    def item_size(self) -> int:
+        """Vocabulary size, or numbers per item."""
+        (size,) = item_size(self.spec.input).values()
+        return size
 
 
 def prepare(config: TrainConfig) -> Dataset:
@@ -51,7 +58,7 @@ def _prepare_text(config: TrainConfig) -> Dataset:
         config,
         [_encode(document, encoder) for document in train],
         [_encode(document, encoder) for document in held_out],
-        item_size=encoder.vocabulary_size,
+        spec=DataSpec(TokenInput(vocabulary_size=encoder.vocabulary_size)),
         encoder=encoder,
         held_out_characters=sum(len(document.body) for document in held_out),
     )
@@ -71,7 +78,8 @@ def _prepare_series(config: TrainConfig, data: SeriesData) -> Dataset:
     if standardization:
         mean, deviation = (np.array(part, np.float32) for part in (standardization.mean, standardization.deviation))
         bodies = tuple([(body - mean) / deviation for body in part] for part in bodies)
-    return _dataset(config, *bodies, item_size=bodies[0][0].shape[1], standardization=standardization)
+    spec = DataSpec(RealInput(features=bodies[0][0].shape[1]))
+    return _dataset(config, *bodies, spec=spec, standardization=standardization)
 
 
 def _measure(bodies: Sequence[Series]) -> Standardization:

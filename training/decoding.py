@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from statewise import sampling
-from statewise.manifest import ModelSpec, TokenInput
+from statewise.model_spec import ModelSpec, TokenInput
 from statewise.sampling import SamplingParams, Uniforms
 from training.state import zero_state
 

@@ -12,7 +12,7 @@ from training.baselines import bigram_bits, last_value_error, mean_value_error, 
 from training.checkpoint import Checkpoint
 from training.data import Chunks, InOrder
 from training.dataset import Dataset
-from training.module import unroll
+from training.module import run_batch
 
 
 class Summary(BaseModel):
@@ -44,7 +44,7 @@ def held_out_loss(checkpoint: Checkpoint, chunks: Chunks, batch_size: int) -> fl
     spec = checkpoint.plugin.spec(checkpoint.config)
     total = 0.0
     for batch in InOrder(chunks, batch_size):
-        output = unroll(checkpoint.module, spec, batch.items)
+        output = run_batch(checkpoint.module, spec, batch)
         total += float(checkpoint.plugin.loss(output, batch.targets, batch.mask)) * int(batch.mask.sum())
     return total / chunks.num_predictions
 

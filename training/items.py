@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from statewise.manifest import CategoricalHead, ModelSpec, RealInput, StateSpec, TokenInput, ValueHead
+from statewise.model_spec import CategoricalHead, ModelSpec, RealInput, StateSpec, TokenInput, ValueHead
 from statewise.plugins import PluginConfig
 
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from statewise.errors import ConfigError
-from statewise.manifest import ModelSpec
+from statewise.model_spec import ModelSpec
 from statewise.plugins import PluginConfig, SequencePlugin
 from training.config import ScheduleConfig, TrainConfig
 from training.data import Batch
-from training.state import zero_state
+from training.state import encoded_state, zero_state
 
 DATA_KEY = "statewise_data_sha256"
 SECONDS_KEY = "statewise_seconds"
 
 
-def unroll(module: nn.Module, spec: ModelSpec, items: Tensor) -> Tensor:
-    """Run items `[row, time]` or `[row, time, features]` from zero state; outputs `[row, time, ...]`.
+def unroll(module: nn.Module, spec: ModelSpec, items: Tensor, state: tuple[Tensor, ...] | None = None) -> Tensor:
+    """Run items `[row, time]` or `[row, time, features]` from a state, or from zeros; outputs `[row, time, ...]`.
 
     Padding on the right is run through like real items: no real item comes after it, so nothing that counts
     sees it, and whole rows run faster than ragged ones.
@@ -31,10 +31,28 @@ def unroll(module: nn.Module, spec: ModelSpec, items: Tensor) -> Tensor:
     rows, time = items.shape[:2]
     parameter = next(module.parameters())
     lengths = torch.full((rows,), time, device=items.device)
-    state = zero_state(spec, rows, time, dtype=parameter.dtype, device=items.device)
-    hidden, _ = module(items.to(parameter.dtype) if items.is_floating_point() else items, lengths, state)
+    if state is None:
+        state = zero_state(spec, rows, time, dtype=parameter.dtype, device=items.device)
+    hidden, _ = module(_cast(items, parameter.dtype), lengths, state)
     output: Tensor = module.head(hidden)
     return output
+
+
+def run_batch(module: nn.Module, spec: ModelSpec, batch: Batch) -> Tensor:
+    """Outputs for a batch: of every item from the first state on, or, without state, of whole sequences."""
+    dtype = next(module.parameters()).dtype
+    if not spec.generates:
+        output: Tensor = module.head(module(_cast(batch.items, dtype), batch.lengths, ())[0])
+        return output
+    if batch.source is None:
+        return unroll(module, spec, batch.items)
+    source, num_positions = _cast(batch.source, dtype), batch.items.shape[1]
+    state = encoded_state(module, spec, source, batch.source_lengths, num_positions)
+    return unroll(module, spec, batch.items, state)
+
+
+def _cast(items: Tensor, dtype: torch.dtype) -> Tensor:
+    return items.to(dtype) if items.is_floating_point() else items
 
 
 class TrainingModule(L.LightningModule):
@@ -72,7 +90,7 @@ class TrainingModule(L.LightningModule):
         """Mean loss of a batch, per item."""
         # Dropout, too, depends on seed, device and step alone, so a resumed run repeats an unbroken one.
         torch.manual_seed(_mix(self.config.trainer.seed, self.global_rank, self.global_step))
-        loss = self._loss(batch)
+        loss = self.plugin.training_loss(self.model, batch, self._run)
         if self.global_step % self.config.trainer.log_every == 0:
             self._check_finite(loss, "training")
         self.log("train_loss", loss.detach(), batch_size=len(batch.items))
@@ -88,7 +106,10 @@ class TrainingModule(L.LightningModule):
         self._check_finite(self.trainer.callback_metrics["validation_loss"], "validation")
 
     def _loss(self, batch: Batch) -> Tensor:
-        return self.plugin.loss(unroll(self.model, self.spec, batch.items), batch.targets, batch.mask)
+        return self.plugin.loss(self._run(batch), batch.targets, batch.mask)
+
+    def _run(self, batch: Batch) -> Tensor:
+        return run_batch(self.model, self.spec, batch)
 
     def _check_finite(self, loss: Tensor, name: str) -> None:
         if not bool(torch.isfinite(loss)):

@@ -15,7 +15,8 @@ from rich.console import Console
 from torch import nn
 
 from statewise.errors import ConfigError, NotFoundError
-from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
+from statewise.model_spec import ModelSpec
+from statewise.plugins import DataSpec, PluginConfig, SequencePlugin, load_plugin
 from training.config import TrainConfig
 from training.config_file import validate
 from training.data import InOrder
@@ -137,18 +138,37 @@ def _find_plugin(config: TrainConfig) -> SequencePlugin[Any]:
 
 def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: Dataset) -> PluginConfig:
     """Return the model section, completed from the data. Raises ConfigError naming the key."""
-    raw = plugin.for_data(config.model, dataset.item_size, tokens=dataset.encoder is not None)
+    raw = plugin.for_data(config.model, dataset.spec)
     for key, value in config.model.items():
         if raw.get(key) != value:
             raise ConfigError(f"model.{key}: is {value}, but the data gives {raw.get(key)}; leave it out to use that")
     settings: PluginConfig = validate(plugin.config_class, raw, source="the configuration", prefix="model")
-    limit, length = plugin.spec(settings).max_positions, config.trainer.sequence_length
+    spec = plugin.spec(settings)
+    _check_fits(config, spec, dataset.spec)
+    limit, length = spec.max_positions, config.trainer.sequence_length
     if limit is not None and length > limit:
         raise ConfigError(
             f"trainer.sequence_length: {length} items do not fit the model's {limit} positions; "
             "lower it, or raise model.max_positions"
         )
     return settings
+
+
+def _check_fits(config: TrainConfig, model: ModelSpec, data: DataSpec) -> None:
+    """Hold what the family learns against what the data teaches."""
+    learns = _task(has_source=model.source is not None, has_labels=model.head.kind == "labels")
+    teaches = _task(has_source=data.source is not None, has_labels=data.labels is not None)
+    if learns != teaches:
+        raise ConfigError(
+            f"data.kind: {config.data.kind} holds {teaches}, but a {config.plugin} of this configuration learns from "
+            f"{learns}; choose another data.kind or another plugin"
+        )
+
+
+def _task(*, has_source: bool, has_labels: bool) -> str:
+    if has_labels:
+        return "labelled sequences"
+    return "pairs of source and target" if has_source else "sequences to go on with"
 
 
 def _read_initial(config: TrainConfig) -> tuple[dict[str, torch.Tensor], str] | None:

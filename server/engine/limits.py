@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from server.engine.request import GenerationRequest
 from server.engine.settings import EngineSettings
 from statewise.errors import InvalidRequestError
-from statewise.manifest import ModelSpec, TokenInput
+from statewise.model_spec import ModelSpec, TokenInput
 
 
 @dataclass(frozen=True, slots=True)

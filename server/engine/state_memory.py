@@ -10,7 +10,7 @@ from server.runtime.free_memory import free_memory
 from server.runtime.providers import free_cuda_memory
 from server.runtime.state_pool import bytes_per_row, capacity_for
 from statewise.errors import BundleError
-from statewise.manifest import ModelSpec, StateSpec
+from statewise.model_spec import ModelSpec, StateSpec
 
 SHARE_OF_FREE_MEMORY = 0.5
 """For the state of all models; the rest is for weights, activations and saved prefixes."""

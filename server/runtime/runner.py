@@ -16,7 +16,7 @@ from server.runtime.sampler_table import SamplerTable
 from server.runtime.sessions import create_session
 from server.runtime.state_pool import StatePool
 from statewise.bundle import Bundle
-from statewise.manifest import ModelSpec, TokenInput
+from statewise.model_spec import ModelSpec, TokenInput
 
 Array = NDArray[Any]
 

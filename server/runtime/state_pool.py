@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.runtime.memory import HOST, Buffer, Memory
-from statewise.manifest import StateSpec
+from statewise.model_spec import StateSpec
 
 Buffers = dict[str, Buffer]
 

@@ -28,7 +28,7 @@ MODEL_STATE_READY: ModelState
 MODEL_STATE_REFUSED: ModelState
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "version", "text", "tokens", "vectors", "sampling", "stop", "log_probabilities")
+    __slots__ = ("model", "version", "text", "tokens", "vectors", "sampling", "stop", "log_probabilities", "source", "beam_search")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,8 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     LOG_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    BEAM_SEARCH_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     text: str
@@ -45,7 +47,31 @@ class GenerateRequest(_message.Message):
     sampling: SamplingParameters
     stop: StopConditions
     log_probabilities: LogProbabilityOptions
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenSequence, _Mapping]] = ..., vectors: _Optional[_Union[VectorSequence, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., stop: _Optional[_Union[StopConditions, _Mapping]] = ..., log_probabilities: _Optional[_Union[LogProbabilityOptions, _Mapping]] = ...) -> None: ...
+    source: Items
+    beam_search: BeamSearch
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenSequence, _Mapping]] = ..., vectors: _Optional[_Union[VectorSequence, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., stop: _Optional[_Union[StopConditions, _Mapping]] = ..., log_probabilities: _Optional[_Union[LogProbabilityOptions, _Mapping]] = ..., source: _Optional[_Union[Items, _Mapping]] = ..., beam_search: _Optional[_Union[BeamSearch, _Mapping]] = ...) -> None: ...
+
+class Items(_message.Message):
+    __slots__ = ("text", "tokens", "vectors")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    tokens: TokenSequence
+    vectors: VectorSequence
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[TokenSequence, _Mapping]] = ..., vectors: _Optional[_Union[VectorSequence, _Mapping]] = ...) -> None: ...
+
+class BeamSearch(_message.Message):
+    __slots__ = ("num_beams", "length_penalty", "num_hypotheses", "early_stopping")
+    NUM_BEAMS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    NUM_HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
+    EARLY_STOPPING_FIELD_NUMBER: _ClassVar[int]
+    num_beams: int
+    length_penalty: float
+    num_hypotheses: int
+    early_stopping: bool
+    def __init__(self, num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., num_hypotheses: _Optional[int] = ..., early_stopping: _Optional[bool] = ...) -> None: ...
 
 class TokenSequence(_message.Message):
     __slots__ = ("ids",)
@@ -107,7 +133,7 @@ class LogProbabilityOptions(_message.Message):
     def __init__(self, top: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("text", "tokens", "vectors", "log_probabilities", "finish_reason", "usage", "info")
+    __slots__ = ("text", "tokens", "vectors", "log_probabilities", "finish_reason", "usage", "info", "hypotheses")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +141,7 @@ class GenerateResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     INFO_FIELD_NUMBER: _ClassVar[int]
+    HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
     text: str
     tokens: _containers.RepeatedScalarFieldContainer[int]
     vectors: VectorSequence
@@ -122,7 +149,22 @@ class GenerateResponse(_message.Message):
     finish_reason: FinishReason
     usage: Usage
     info: GenerationInfo
-    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., vectors: _Optional[_Union[VectorSequence, _Mapping]] = ..., log_probabilities: _Optional[_Iterable[_Union[TokenLogProbability, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., info: _Optional[_Union[GenerationInfo, _Mapping]] = ...) -> None: ...
+    hypotheses: _containers.RepeatedCompositeFieldContainer[Hypothesis]
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., vectors: _Optional[_Union[VectorSequence, _Mapping]] = ..., log_probabilities: _Optional[_Iterable[_Union[TokenLogProbability, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., info: _Optional[_Union[GenerationInfo, _Mapping]] = ..., hypotheses: _Optional[_Iterable[_Union[Hypothesis, _Mapping]]] = ...) -> None: ...
+
+class Hypothesis(_message.Message):
+    __slots__ = ("text", "tokens", "log_probability", "score", "finish_reason")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    log_probability: float
+    score: float
+    finish_reason: FinishReason
+    def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., log_probability: _Optional[float] = ..., score: _Optional[float] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
 
 class TokenLogProbability(_message.Message):
     __slots__ = ("token", "log_probability", "top")

@@ -16,7 +16,7 @@ from server.engine.state_memory import StateMemory
 from server.runtime.device_memory import DeviceMemory
 from server.runtime.runner import Runner
 from server.runtime.state_pool import StatePool
-from statewise.manifest import StateSpec
+from statewise.model_spec import StateSpec
 from statewise.sampling import GREEDY, SamplingParams
 from tests.cuda.drafts import MODELS, VARIANTS, draft
 

@@ -17,7 +17,7 @@ from export.trace import TracedStep, trace_step
 from export.weights import write_weights
 from server.runtime.runner import Runner
 from server.runtime.sessions import create_session
-from statewise.manifest import ModelSpec
+from statewise.model_spec import ModelSpec
 from statewise.plugins import load_plugin
 
 SIZE = 20

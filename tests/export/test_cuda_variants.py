@@ -23,7 +23,7 @@ from server.runtime.providers import why_not
 from server.runtime.runner import Runner
 from server.runtime.sessions import create_session
 from statewise.errors import ConfigError
-from statewise.manifest import ModelSpec
+from statewise.model_spec import ModelSpec
 from statewise.plugins import load_plugin
 from tests.export.conftest import Statewise
 from tests.models import checkpoint_of, draft_bundle

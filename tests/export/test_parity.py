@@ -17,7 +17,7 @@ from export.trace import trace_step
 from export.weights import write_weights
 from server.runtime.runner import Runner
 from server.runtime.sessions import create_session
-from statewise.manifest import TokenInput
+from statewise.model_spec import TokenInput
 from statewise.plugins import load_plugin
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.weights import load_weights

@@ -15,7 +15,7 @@ from server.engine import Engine, EngineSettings, GenerationRequest
 from server.engine.queue_channel import run_all
 from statewise.bundle import open_bundle
 from statewise.certificate import TokenDivergence, ValueDivergence, check_certificate, read_certificate
-from statewise.manifest import TokenInput
+from statewise.model_spec import TokenInput
 from statewise.plugins import load_plugin
 from statewise.sampling import GREEDY, SamplingParams
 from tests.export.conftest import Statewise

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 
 from statewise.errors import ConfigError
-from statewise.manifest import ModelSpec, StateSpec
+from statewise.model_spec import ModelSpec, StateSpec
 from statewise.plugins import SequencePlugin
 from training.autoregressive.least_squares import least_squares, num_equations
 from training.autoregressive.module import AutoregressiveModule

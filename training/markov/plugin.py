@@ -9,8 +9,8 @@ import torch
 from pydantic import Field, field_validator
 
 from statewise.errors import ConfigError
-from statewise.manifest import CategoricalHead, ModelSpec, StateSpec, TokenInput
-from statewise.plugins import PluginConfig, SequencePlugin
+from statewise.model_spec import CategoricalHead, ModelSpec, StateSpec, TokenInput
+from statewise.plugins import DataSpec, PluginConfig, SequencePlugin
 from training.counting import count_pairs
 from training.data import Items
 from training.losses import next_item_loss
@@ -73,10 +73,10 @@ class MarkovPlugin(SequencePlugin[MarkovConfig]):
             module.table.copy_(torch.from_numpy(counts.log_probability_table(config.smoothing)))
         return True
 
-    def for_data(self, config: dict[str, Any], item_size: int, *, tokens: bool) -> dict[str, Any]:
+    def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
         """The raw configuration with the vocabulary's size. Raises ConfigError for real vectors."""
-        if not tokens:
+        if not isinstance(data.input, TokenInput):
             raise ConfigError(
                 "plugin: markov reads tokens, and data.kind series holds real vectors; use autoregressive with window 1"
             )
-        return super().for_data(config, item_size, tokens=tokens)
+        return super().for_data(config, data)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-from statewise.manifest import ModelSpec, StateSpec
+from statewise.model_spec import ModelSpec, StateSpec
 from statewise.plugins import SequencePlugin
 from training.items import ItemConfig
 from training.losses import next_item_loss

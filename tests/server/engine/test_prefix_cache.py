@@ -19,7 +19,7 @@ from server.engine.state_memory import StateMemory
 from server.runtime.state_pool import StatePool
 from statewise.bundle import open_bundle
 from statewise.errors import DataLossError, InternalError
-from statewise.manifest import CategoricalHead, ModelSpec, StateSpec, TokenInput
+from statewise.model_spec import CategoricalHead, ModelSpec, StateSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
 from tests.small_bundles import VARIANT, write_bundle
 

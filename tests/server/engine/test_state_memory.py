@@ -13,7 +13,7 @@ from server.engine.queue_channel import QueueChannel, run_all
 from server.engine.state_memory import StateMemory, default_state_memory, format_bytes
 from server.runtime.free_memory import free_memory
 from statewise.errors import BundleError, InvalidRequestError, OverloadedError, UnavailableError
-from statewise.manifest import CategoricalHead, ModelSpec, StateSpec, TokenInput
+from statewise.model_spec import CategoricalHead, ModelSpec, StateSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
 from tests.server.engine.test_invariance import ragged_requests
 

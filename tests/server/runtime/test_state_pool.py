@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from server.runtime.device_memory import DeviceBuffer, DeviceMemory
 from server.runtime.memory import HOST, Memory
 from server.runtime.state_pool import StatePool, bytes_per_row, capacity_for
-from statewise.manifest import StateSpec
+from statewise.model_spec import StateSpec
 
 MAX_ROWS = 5
 CAPACITY = 8

@@ -1,0 +1,20 @@
+"""statewise.v1.PredictionService: one answer for a whole sequence. Each rpc has a module of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from statewise.v1 import prediction_pb2 as pb
+from statewise.v1.prediction_pb2_grpc import PredictionServiceServicer
+
+if TYPE_CHECKING:
+    from server.repository import Repository
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PredictionService"].full_name
+
+
+class PredictionService(PredictionServiceServicer):
+    """Serves every model of a repository."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
