@@ -32,9 +32,7 @@ logger = logging.getLogger(__name__)
 _SERVICES = (generation.SERVICE_NAME, prediction.SERVICE_NAME)
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVICES = (generation.SERVICE_NAME, prediction.SERVICE_NAME)
-
-_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 SWITCH_INTERVAL_SECONDS = 0.0005
 
