@@ -29,14 +29,20 @@ class TransformerConfig(ItemConfig):
     """Width of a head, a multiple of 8; `hidden_size / num_heads` where absent."""
     feed_forward_size: int | None = Field(default=None, ge=1)
     """Width of the feed-forward layer; four times `hidden_size` where absent."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu"] = "gelu"
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     norm_position: Literal["pre", "post"] = "pre"
     norm_epsilon: float = Field(default=1e-5, gt=0)
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = "rotary"
     rotary_base: float = Field(default=10_000.0, gt=1)
     bias: bool = True
-    """Biases of the linear layers and of LayerNorm; the head has none."""
+    """Biases of the linear layers and of LayerNorm."""
+    output_bias: bool = False
+    """A bias of the head."""
+    scaled_embeddings: bool = False
+    """The root of `hidden_size` times the embedding, before positions are added (Vaswani et al. 2017, section 3.4)."""
+    embedding_norm: bool = False
+    """Normalise what the first layer reads."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Applied to embeddings, attention weights and residual branches, in training only."""
     tied_embeddings: bool = False
