@@ -23,9 +23,12 @@ class LockedDropout(nn.Dropout):
 def single_layer(rnn: nn.RNNBase, layer: int) -> nn.RNNBase:
     """One layer of a stack as a module of its own, on the same parameters."""
     options = {"nonlinearity": rnn.nonlinearity} if isinstance(rnn, nn.RNN) else {}
-    input_size = rnn.hidden_size if layer else rnn.input_size
+    directions = ("", "_reverse") if rnn.bidirectional else ("",)
+    input_size = rnn.hidden_size * len(directions) if layer else rnn.input_size
+    options |= {"bidirectional": rnn.bidirectional, "batch_first": True}
     # On the meta device nothing is allocated, nor drawn from the random generator.
-    single = type(rnn)(input_size, rnn.hidden_size, batch_first=True, device="meta", **options)
+    single = type(rnn)(input_size, rnn.hidden_size, device="meta", **options)
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        setattr(single, f"{name}_l0", getattr(rnn, f"{name}_l{layer}"))
+        for direction in directions:
+            setattr(single, f"{name}_l0{direction}", getattr(rnn, f"{name}_l{layer}{direction}"))
     return single

@@ -100,9 +100,10 @@ class RecurrentModule(nn.Module):
         new_state: list[Tensor] = []
         for layer in range(self.rnn.num_layers):
             old = state[layer * per_layer : (layer + 1) * per_layer]
-            hidden, new = onnx_layer(self.rnn, self.cell, layer, hidden, lengths, old)
+            only_direction = tuple(vector.unsqueeze(0) for vector in old)
+            hidden, new = onnx_layer(self.rnn, self.cell, layer, hidden, lengths, only_direction)
             # The operator zeroes the state of a row without items.
-            new_state += [torch.where(keep, n, o) for n, o in zip(new, old, strict=True)]
+            new_state += [torch.where(keep, n.squeeze(0), o) for n, o in zip(new, old, strict=True)]
         return hidden.transpose(0, 1), tuple(new_state)
 
     def _stack(self, state: State) -> Tensor | State:
