@@ -27,9 +27,7 @@ class ItemConfig(PluginConfig):
         """Size of an output: logits of all tokens, or the numbers of a vector."""
         return self.vocabulary_size or self.features or 0
 
-    def model_spec(
-        self, state: tuple[StateSpec, ...], max_positions: int | None = None, **others: object
-    ) -> ModelSpec:
+    def model_spec(self, state: tuple[StateSpec, ...], max_positions: int | None = None, **others: object) -> ModelSpec:
         """A model that reads these items, gives the next one, and carries this state; and what else there is of it."""
         size = self.item_size
         if self.vocabulary_size is not None:
