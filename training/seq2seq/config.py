@@ -42,9 +42,7 @@ class Seq2SeqConfig(ItemConfig):
             return TokenInput(vocabulary_size=self.source_vocabulary_size)
         return RealInput(features=self.source_features or 0)
 
-    def model_spec(
-        self, state: tuple[StateSpec, ...], max_positions: int | None = None, **others: object
-    ) -> ModelSpec:
+    def model_spec(self, state: tuple[StateSpec, ...], max_positions: int | None = None, **others: object) -> ModelSpec:
         """A model that reads a source, and then gives items one after another."""
         source = {"source": self.source, "max_source_positions": self.max_source_positions}
         return super().model_spec(state, max_positions, **source, **others)
@@ -62,11 +60,11 @@ class Seq2SeqModule(nn.Module):
 class Seq2SeqPlugin(SequencePlugin[ConfigT]):
     """What the families share: their data, and their loss."""
 
-    def loss(self, output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, config: ConfigT, output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         """Cross-entropy in nats per token, or squared error per vector element."""
         return next_item_loss(output, targets, mask)
 
-    def training_loss(self, module: nn.Module, batch: Batch, run: Any) -> Tensor:
+    def training_loss(self, module: nn.Module, config: ConfigT, batch: Batch, run: Any) -> Tensor:
         """The loss, with the targets smoothed."""
         return next_item_loss(run(batch), batch.targets, batch.mask, module.label_smoothing)
 
