@@ -8,7 +8,7 @@ from statewise.model_spec import CategoricalHead, ModelSpec, RealInput, StateSpe
 from statewise.plugins import PluginConfig
 
 
-class ItemConfig(PluginConfig):
+class InputConfig(PluginConfig):
     """Base of a configuration in which exactly one of `vocabulary_size` and `features` says what the model reads."""
 
     vocabulary_size: int | None = Field(default=None, ge=2)
@@ -26,6 +26,10 @@ class ItemConfig(PluginConfig):
     def item_size(self) -> int:
         """Size of an output: logits of all tokens, or the numbers of a vector."""
         return self.vocabulary_size or self.features or 0
+
+
+class ItemConfig(InputConfig):
+    """Base of the configuration of a model that gives the next one of the items that it reads."""
 
     def model_spec(self, state: tuple[StateSpec, ...], max_positions: int | None = None, **others: object) -> ModelSpec:
         """A model that reads these items, gives the next one, and carries this state; and what else there is of it."""

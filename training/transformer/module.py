@@ -15,7 +15,7 @@ from training.transformer.caches import Caches, MixedCaches, RowCaches
 from training.transformer.positions import rotary_table, rotate, sinusoidal_table
 
 if TYPE_CHECKING:
-    from training.transformer.plugin import TransformerConfig
+    from training.transformer.plugin import TransformerConfig, TransformerLayersConfig
 
 State = tuple[Tensor, ...]
 
@@ -30,7 +30,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class TransformerTrunk(nn.Module):
     """Items to hidden vectors: embedding, positions, layers."""
 
-    def __init__(self, config: TransformerConfig, layer: type[Layer]) -> None:
+    def __init__(self, config: TransformerLayersConfig, layer: type[Layer]) -> None:
         super().__init__()
         width = config.hidden_size
         self.max_positions = config.max_positions
@@ -116,7 +116,7 @@ class TransformerModule(TransformerTrunk):
 class Layer(nn.Module):
     """Attention and feed-forward, each with its norm (before or behind it) and its residual."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerLayersConfig) -> None:
         super().__init__()
         width, head = config.hidden_size, config.head_width
         self.is_pre_norm = config.norm_position == "pre"
@@ -166,7 +166,7 @@ class Layer(nn.Module):
         return self.down(_ACTIVATIONS[self.activation](up))
 
 
-def norm(config: TransformerConfig) -> nn.Module:
+def norm(config: TransformerLayersConfig) -> nn.Module:
     """The normalisation that a configuration asks for."""
     if config.norm == "rms_norm":
         return nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
