@@ -1,0 +1,37 @@
+"""Attention to a whole sequence rather than to what came before: an encoder's to itself, a decoder's to a source.
+
+Written as products and a softmax, whose width never depends on the rows beside: a row's numbers are its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.masks import real_items
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
+    """Attention to the items that a mask marks, scaled by the root of the head size.
+
+    query `[row, time, head, head_size]`; keys and values `[row, kv_head, source, head_size]`, each of whose heads is
+    shared by a group of query heads; mask bool `[row, source]`. Returns the query's shape.
+    """
+    num_heads, head_size = query.shape[2:]
+    groups = query.unflatten(2, (keys.shape[1], -1)).permute(0, 2, 3, 1, 4)
+    scores = groups @ keys.unsqueeze(2).transpose(3, 4) * head_size**-0.5
+    weights = torch.softmax(scores.masked_fill(~mask[:, None, None, None], float("-inf")), dim=4)
+    attended = F.dropout(weights, dropout) @ values.unsqueeze(2) if dropout else weights @ values.unsqueeze(2)
+    return attended.permute(0, 3, 1, 2, 4).flatten(2).unflatten(2, (num_heads, head_size))
+
+
+class WholeRows:
+    """Rows of items, right-padded, each of which sees all of its row: an encoder's `Caches`."""
+
+    def __init__(self, lengths: Tensor, num_positions: int) -> None:
+        self._mask = real_items(lengths, num_positions)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """Attend in the next layer."""
+        return masked_attention(query, key.transpose(1, 2), value.transpose(1, 2), self._mask, dropout)
