@@ -12,10 +12,10 @@ import onnx
 from numpy.typing import NDArray
 
 from export.certify import certify, library_versions
-from export.graphs import decode_graph, finish_model, mixed_graph, step_graph
+from export.graphs import decode_graph, encode_graph, finish_model, mixed_graph, step_graph
 from export.inputs import Scale
 from export.tolerances import limits
-from export.trace import trace_mixed, trace_step
+from export.trace import trace_encode, trace_mixed, trace_step
 from export.variants import DEFAULT_VARIANT, VariantPlan, plans
 from export.weights import share_weights, write_weights
 from server.runtime.providers import why_not
@@ -171,8 +171,11 @@ def _graphs(
         # A Loop would copy caches at every step; they are appended to in place, one step to a run.
         graphs["decode"] = decode_graph(step, lowered)
     if checkpoint.plugin.mixes and plan.attention == "gqa":
-        mixed = share_weights(plan.lower(trace_mixed(module, spec)), weights)
+        mixed = share_weights(plan.lower(trace_mixed(module, spec)), weights, "mixed")
         graphs["mixed"], weights = mixed_graph(mixed, lowered), weights | mixed.weights
+    if spec.source is not None:
+        encode = share_weights(plan.lower(trace_encode(module, spec)), weights, "encode")
+        graphs["encode"], weights = encode_graph(encode, lowered), weights | encode.weights
     return graphs, weights
 
 

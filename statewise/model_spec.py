@@ -191,6 +191,11 @@ class ModelSpec(Strict):
             for state in self.state
         )
 
+    @property
+    def written_state(self) -> tuple[StateSpec, ...]:
+        """What a step gives anew: all state but the memories."""
+        return tuple(state for state in self.state if state.kind != "memory")
+
     def with_state_dtype(self, dtype: DType) -> ModelSpec:
         """The same model with its real-number state held in another type; integers stay as they are."""
         state = [s if s.dtype == "int64" else s.model_copy(update={"dtype": dtype}) for s in self.state]
