@@ -108,7 +108,7 @@ def trace_encode(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     assert spec.max_source_positions is not None
     longest = spec.max_source_positions
     # Shorter than the longest one, where it can be, so that there is something to pad.
-    length = min(_TRACE_TIME, max(1, longest - 1))
+    length = longest if longest <= 2 else min(_TRACE_TIME, longest - 1)
     example = (_example_items(spec.source, _TRACE_ROWS, length), torch.full((_TRACE_ROWS,), length))
     row = torch.export.Dim("row")
     # A size of 1 is taken for a constant, and is one only here.
