@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -62,6 +63,28 @@ def cached_attention(
         query.transpose(1, 2), keys, values, mask, dropout, is_causal=mask is None, enable_gqa=True
     )
     return attended.transpose(1, 2), keys, values
+
+
+def causal_weights(query: Tensor, key: Tensor) -> Tensor:
+    """Attention weights of whole sequences, `[row, head, query, key]`; those of a query add up to 1.
+
+    query `[row, time, head, head_size]`, key `[row, time, kv_head, head_size]`. Padding on the right is seen by padding
+    alone.
+    """
+    time = torch.arange(query.shape[1], device=query.device)
+    scores = query.transpose(1, 2) @ _each_head(key, query.shape[2]).transpose(2, 3)
+    hidden = time > time[:, None]
+    return (scores / math.sqrt(query.shape[3])).masked_fill(hidden, -torch.inf).softmax(dim=3)
+
+
+def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
+    """The values `[row, time, kv_head, head_size]` that weights attend to, `[row, time, head, head_size]`."""
+    return (weights @ _each_head(value, weights.shape[1])).transpose(1, 2)
+
+
+def _each_head(shared: Tensor, num_heads: int) -> Tensor:
+    """Keys or values `[row, head, time, head_size]`, each copied for every query head that shares it."""
+    return shared.transpose(1, 2).repeat_interleave(num_heads // shared.shape[2], dim=1)
 
 
 def _write(cache: Tensor, new: Tensor, position: Tensor, lengths: Tensor) -> Tensor:
