@@ -1,4 +1,4 @@
-"""Attention over a key/value cache: one function, eager in PyTorch; at export, one of two lowerings."""
+"""Attention over a key/value cache: one function, eager in PyTorch; at export, one of three lowerings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Lowering = Literal["gqa", "standard"]
+Lowering = Literal["gqa", "standard", "plain"]
 
 _lowering: ContextVar[Lowering] = ContextVar("attention_lowering", default="gqa")
 
 
 @contextmanager
 def attention_lowering(lowering: Lowering) -> Iterator[None]:
-    """Trace attention as GroupQueryAttention (`gqa`), or as ONNX's own operators of opset 24 (`standard`)."""
+    """Trace attention as GroupQueryAttention (`gqa`), as ONNX's own operators of opset 24 (`standard`), or as products.
+
+    The last one, `plain`, is for graphs that read whole sequences from their first item on: the caches are left empty.
+    """
     token = _lowering.set(lowering)
     try:
         yield
@@ -49,6 +52,8 @@ def cached_attention(
     if torch.compiler.is_exporting():
         if _lowering.get() == "standard":
             return _standard_attention(query, key, value, past_key, past_value, position)
+        if _lowering.get() == "plain":
+            return weighted_values(causal_weights(query, key), value), past_key, past_value
         return _group_query_attention(query, key, value, past_key, past_value, position, lengths)
     time = query.shape[1]
     if time == past_key.shape[2]:
