@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from training.encoder.answers import Answer
-from training.seq2seq.cross_attention import WholeSource
+from training.encoder_decoder.cross_attention import WholeSource
 from training.transformer.module import Layer, TransformerTrunk
 
 if TYPE_CHECKING:

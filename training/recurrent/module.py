@@ -21,6 +21,7 @@ class RecurrentModule(nn.Module):
 
     `embedding`, `rnn` and `output` are plain torch.nn modules, so their state dicts load from any PyTorch model.
     State: for each layer the hidden vector `[row, hidden_size]`, and for LSTM the cell vector after it.
+    `context_size`: features that a subclass puts beside every item.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class RecurrentModule(nn.Module):
         tied_embeddings: bool,
         dropout_kind: DropoutKind = "standard",
         nonlinearity: str = "tanh",
+        context_size: int = 0,
     ) -> None:
         super().__init__()
-        sizes = (input_size, hidden_size, num_layers)
+        sizes = (input_size + context_size, hidden_size, num_layers)
         # torch.nn warns of dropout where there is no layer boundary to apply it at.
         between = {"dropout": dropout if num_layers > 1 else 0.0, "batch_first": True}
         if cell == "rnn":

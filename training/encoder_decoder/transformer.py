@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from training.seq2seq.config import Seq2SeqModule, pad_source
-from training.seq2seq.cross_attention import SourceCaches, WholeSource
+from training.encoder_decoder.config import EncoderDecoder, pad_source
+from training.encoder_decoder.cross_attention import SourceCaches, WholeSource
 from training.transformer.module import Layer, TransformerTrunk, initialize, norm
 
 if TYPE_CHECKING:
-    from training.seq2seq.plugin import TransformerSeq2SeqConfig
+    from training.encoder_decoder.plugin import TransformerEncoderDecoderConfig
 
 State = tuple[Tensor, ...]
 
 
-class TransformerSeq2SeqModule(Seq2SeqModule):
+class TransformerEncoderDecoder(EncoderDecoder):
     """Encoder, decoder, head. State: see `SourceCaches`."""
 
-    def __init__(self, config: TransformerSeq2SeqConfig) -> None:
+    def __init__(self, config: TransformerEncoderDecoderConfig) -> None:
         super().__init__()
         self.label_smoothing = config.label_smoothing
         self.max_source_positions = config.max_source_positions
@@ -57,7 +57,7 @@ class TransformerSeq2SeqModule(Seq2SeqModule):
 class DecoderLayer(Layer):
     """Self-attention, attention to the source, feed-forward."""
 
-    def __init__(self, config: TransformerSeq2SeqConfig) -> None:
+    def __init__(self, config: TransformerEncoderDecoderConfig) -> None:
         super().__init__(config)
         width, head = config.hidden_size, config.head_width
         self.source_norm = norm(config)

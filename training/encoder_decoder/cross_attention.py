@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.seq2seq.config import source_mask
+from training.encoder_decoder.config import source_mask
 from training.transformer.caches import RowCaches
 
 
@@ -41,9 +41,9 @@ class WholeSource:
 
 
 class SourceCaches(RowCaches):
-    """Rows with a memory. State: `position`, each layer's caches, each layer's keys and values of the source, its length.
+    """Rows with a memory, which is read only and goes through as it is.
 
-    The memory is read only, and goes through as it is.
+    State: `position`, each layer's caches, each layer's keys and values of the source, the source's length.
     """
 
     def __init__(self, state: Sequence[Tensor], lengths: Tensor) -> None:

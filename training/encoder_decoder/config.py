@@ -15,7 +15,7 @@ from training.items import ItemConfig
 from training.losses import next_item_loss
 
 
-class Seq2SeqConfig(ItemConfig):
+class EncoderDecoderConfig(ItemConfig):
     """Base of a configuration that also says what the sources are."""
 
     source_vocabulary_size: int | None = Field(default=None, ge=2)
@@ -24,16 +24,33 @@ class Seq2SeqConfig(ItemConfig):
     """Sources of real vectors: numbers per item. Filled in from the data."""
     max_source_positions: int = Field(default=128, ge=1, le=1 << 20)
     """Longest source. Each row holds memory for as many items, and attention to it costs accordingly."""
+    shared_embeddings: bool = True
+    """Sources and targets are embedded by one matrix, where both are tokens; needs one vocabulary."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the target's probability that is spread over the vocabulary, in training only (Szegedy et al. 2016)."""
 
     @model_validator(mode="after")
-    def _one_kind_of_source(self) -> Seq2SeqConfig:
+    def _one_kind_of_source(self) -> EncoderDecoderConfig:
         if (self.source_vocabulary_size is None) == (self.source_features is None):
             raise ValueError("give exactly one of source_vocabulary_size (tokens) and source_features (real vectors)")
         if self.label_smoothing and self.vocabulary_size is None:
             raise ValueError("label_smoothing needs targets of tokens (vocabulary_size)")
         return self
+
+    @model_validator(mode="after")
+    def _embeddings_fit(self) -> EncoderDecoderConfig:
+        if self.shares_embedding and self.source_vocabulary_size != self.vocabulary_size:
+            raise ValueError(
+                f"shared_embeddings needs one vocabulary, got {self.source_vocabulary_size} source tokens and "
+                f"{self.vocabulary_size} target tokens; set it to false"
+            )
+        return self
+
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether encoder and decoder read through one matrix."""
+        both_tokens = self.source_vocabulary_size is not None and self.vocabulary_size is not None
+        return self.shared_embeddings and both_tokens
 
     @property
     def source(self) -> InputSpec:
@@ -48,16 +65,16 @@ class Seq2SeqConfig(ItemConfig):
         return super().model_spec(state, max_positions, **source, **others)
 
 
-ConfigT = TypeVar("ConfigT", bound=Seq2SeqConfig)
+ConfigT = TypeVar("ConfigT", bound=EncoderDecoderConfig)
 
 
-class Seq2SeqModule(nn.Module):
+class EncoderDecoder(nn.Module):
     """Base of the modules, which know how their targets are smoothed."""
 
     label_smoothing: float = 0.0
 
 
-class Seq2SeqPlugin(SequencePlugin[ConfigT]):
+class EncoderDecoderPlugin(SequencePlugin[ConfigT]):
     """What the families share: their data, and their loss."""
 
     def loss(self, config: ConfigT, output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
