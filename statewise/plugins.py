@@ -48,6 +48,8 @@ class DataSpec:
     labels: tuple[str, ...] | None = None
     """The labels by index, where the data is labelled."""
     labels_per: Literal["sequence", "item"] | None = None
+    value_size: int | None = None
+    """Numbers that belong to each sequence, where it is these that are to be told."""
 
 
 class Batch(Protocol):
