@@ -137,6 +137,9 @@ def _narrow(array: NDArray[Any], name: str) -> NDArray[np.float16]:
 
 
 def _narrow_attributes(node: onnx.NodeProto) -> None:
+    if node.op_type == "ConstantOfShape" and not node.attribute:
+        zero = numpy_helper.from_array(np.zeros(1, np.float32))
+        node.attribute.append(helper.make_attribute("value", zero))  # what it gives by default
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16

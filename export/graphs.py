@@ -1,8 +1,8 @@
 """The graphs of a bundle.
 
 `step`: any number of new items per row; `decode`: K single-item steps in a Loop; `mixed`: one item of each of the
-first rows and a chunk of the row behind them; `encode`: a source to the state that a row begins from. Memories go into
-a step and do not come out of it.
+first rows and a chunk of the row behind them; `encode`: a source to the state that a row begins from; `predict` and
+`score`: whole sequences. Memories go into a step and do not come out of it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from onnx import TensorProto, helper
 
 from export.builder import GraphBuilder, renamed_nodes, untyped
 from export.sampler import INPUTS, Sampled, add_sampler
+from export.score import add_log_probabilities
 from export.trace import OPSET, TracedStep
-from statewise.model_spec import InputSpec, ModelSpec, StateSpec, TokenInput
+from statewise.model_spec import InputSpec, LabelsHead, ModelSpec, StateSpec, TokenInput
 
 IR_VERSION = 10
 
@@ -135,6 +136,30 @@ def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx
     return helper.make_graph([*nodes, *op.nodes], "body", inputs, [untyped(name) for name in outputs])
 
 
+def predict_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """Inputs `items` `[row, time]` and `lengths` `[row]`; output `output`, what the model says of each sequence.
+
+    That is `[row, size]`, or `[row, time, labels]` where every item has a label.
+    """
+    says = spec.prediction
+    assert says is not None
+    is_per_item = isinstance(says, LabelsHead) and says.per == "item"
+    shape = ("row", "time", says.output_size) if is_per_item else ("row", says.output_size)
+    outputs = [_info(traced.output, "float32", shape)]
+    return helper.make_graph(traced.nodes, "predict", _whole_infos(spec), outputs)
+
+
+def score_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """Inputs as for `predict`; output `log_probabilities` `[row, time - 1]`: of each item given those before it."""
+    op = GraphBuilder("score")
+    ends = op.constant([np.iinfo(np.int64).max])
+    items = op.Slice("items", op.constant([1]), ends, op.constant([1]))
+    result = add_log_probabilities(op, traced.output, items, spec.head)
+    outputs = [_info(result, "float32", ["row", "previous"])]
+    graph = helper.make_graph([*traced.nodes, *op.nodes], "score", _whole_infos(spec), outputs)
+    return _rename(graph, {result: "log_probabilities"})
+
+
 def finish_model(graph: onnx.GraphProto, weights: Sequence[TensorProto]) -> onnx.ModelProto:
     """The graph with the weights it reads, checked."""
     _add_weights(graph, weights)
@@ -183,6 +208,10 @@ def _items_info(reads: InputSpec, time: str | int) -> onnx.ValueInfoProto:
     if isinstance(reads, TokenInput):
         return _info("items", "int64", ["row", time])
     return _info("items", "float32", ["row", time, reads.features])
+
+
+def _whole_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
+    return [_items_info(spec.input, "time"), _info("lengths", "int64", ["row"])]
 
 
 def _state_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:

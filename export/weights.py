@@ -23,7 +23,7 @@ INLINE_LIMIT = 1024
 
 
 def share_weights(traced: TracedStep, others: Mapping[str, NDArray[Any]], prefix: str) -> TracedStep:
-    """The trace with the names of `others` for weights equal to theirs, and names of its own for everything else."""
+    """The trace with the names of `others` for weights equal to theirs, and prefixed ones for everything else."""
     known = {_content(array): name for name, array in others.items()}
     results = {traced.output, *traced.new_state}
     names = {name: f"{prefix}.{name}" for node in traced.nodes for name in node.output if name and name not in results}

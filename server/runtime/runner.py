@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from server.runtime.device_memory import DeviceMemory
 from server.runtime.memory import HOST, Memory, bind, host_view
+from server.runtime.one_shot import bucket_of, pad_rows
 from server.runtime.onnx import onnxruntime
 from server.runtime.sampler_table import SamplerTable
 from server.runtime.sessions import create_session
-from server.runtime.state_pool import StatePool, capacity_for
+from server.runtime.state_pool import StatePool
 from statewise.bundle import Bundle
 from statewise.model_spec import InputSpec, ModelSpec, TokenInput
 
@@ -23,9 +24,6 @@ Array = NDArray[Any]
 
 MAX_BINDINGS = 256
 """Bindings that are kept: about one for each number of rows, and each row that is fed alone."""
-
-_LEAST_SOURCE = 16
-"""Items that the shortest source is padded to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +142,11 @@ class Runner:
         `sources`: of each row `[time]` or `[time, features]`, at least one item, at most `max_source_positions`. Rows
         whose sources have the same padded length are encoded in one run, so that nothing depends on the company.
         """
-        assert self._encode is not None
-        start = rows.start
-        for width, group in groupby(sources, self._padded_length):
-            part = list(group)
-            lengths = np.array([len(source) for source in part])
-            items = np.zeros((len(part), width, *part[0].shape[1:]), part[0].dtype)
-            for row, source in enumerate(part):
-                items[row, : len(source)] = source
-            self._run_encode(slice(start, start + len(part)), items, lengths)
-            start += len(part)
-
-    def _padded_length(self, source: Array) -> int:
-        assert self.spec.max_source_positions is not None
-        return capacity_for(len(source), self.spec.max_source_positions, least=_LEAST_SOURCE)
+        start, longest = rows.start, self.spec.max_source_positions
+        for width, group in groupby(sources, lambda source: bucket_of(len(source), longest)):
+            items, lengths = pad_rows(list(group), width)
+            self._run_encode(slice(start, start + len(items)), items, lengths)
+            start += len(items)
 
     def _run_encode(self, rows: slice, source: Array, lengths: NDArray[np.int64]) -> None:
         assert self._encode is not None

@@ -21,9 +21,9 @@ Buffers = dict[str, Buffer]
 _LEAST_CAPACITY = 64
 
 
-def capacity_for(num_positions: int, max_positions: int, *, least: int = _LEAST_CAPACITY) -> int:
+def capacity_for(num_positions: int, max_positions: int) -> int:
     """The bucket that holds so many positions: 64, 128, 256 and so on, at most `max_positions`."""
-    capacity = least
+    capacity = _LEAST_CAPACITY
     while capacity < num_positions:
         capacity *= 2
     return min(capacity, max_positions)
