@@ -12,9 +12,11 @@ from statewise.errors import ConfigError
 from statewise.model_spec import RealInput, TokenInput
 from statewise.plugins import DataSpec, item_size
 from training.checkpoint import Standardization
-from training.config import SeriesData, TrainConfig
+from training.config import PairsData, SeriesData, TrainConfig
 from training.corpus import Series, read_series, read_texts
 from training.data import Chunks, Document, Items, split
+from training.pairs.batches import Pairs
+from training.pairs.reading import Pair, read_pairs, split_pairs
 from training.tokenizers import TextEncoder, make_encoder
 
 
@@ -46,11 +48,13 @@ def prepare(config: TrainConfig) -> Dataset:
     """Read and prepare the data of a run. Raises ConfigError naming what cannot be used."""
     if isinstance(config.data, SeriesData):
         return _prepare_series(config, config.data)
+    if isinstance(config.data, PairsData):
+        return _prepare_pairs(config, config.data)
     return _prepare_text(config)
 
 
 def _prepare_text(config: TrainConfig) -> Dataset:
-    assert not isinstance(config.data, SeriesData)
+    assert not isinstance(config.data, SeriesData | PairsData)
     train, held_out = split(read_texts(config.data), config.data.held_out, config.data.split_seed)
     # Fitted to the training part alone: the held-out text must be as unseen as any other.
     encoder = make_encoder(config.text_tokenizer, [document.body for document in train])
@@ -82,6 +86,31 @@ def _prepare_series(config: TrainConfig, data: SeriesData) -> Dataset:
     return _dataset(config, *bodies, spec=spec, standardization=standardization)
 
 
+def _prepare_pairs(config: TrainConfig, data: PairsData) -> Dataset:
+    train, held_out = split_pairs(read_pairs(data), data.held_out, data.split_seed)
+    texts = [text for pair in train for text in (pair.source, pair.target) if isinstance(text, str)]
+    encoder = make_encoder(config.text_tokenizer, texts)
+    if encoder.special_tokens.start is None or encoder.special_tokens.end is None:
+        raise ConfigError("tokenizer: pairs need a token before and behind every target; name both as start and end")
+    sides = [_encode_pairs(pairs, encoder) for pairs in (train, held_out)]
+    tokens, source = TokenInput(vocabulary_size=encoder.vocabulary_size), train[0].source
+    return Dataset(
+        *sides,
+        train_documents=sides[0].documents,
+        held_out_documents=sides[1].documents,
+        spec=DataSpec(tokens, source=tokens if isinstance(source, str) else RealInput(features=source.shape[1])),
+        sha256=_fingerprint([*sides[0].documents, *sides[0].sources, *sides[1].documents, *sides[1].sources]),
+        encoder=encoder,
+        held_out_characters=sum(len(pair.target) for pair in held_out),
+    )
+
+
+def _encode_pairs(pairs: Sequence[Pair], encoder: TextEncoder) -> Pairs:
+    targets = [_encode(Document(pair.target), encoder) for pair in pairs]
+    sources = [encoder.encode(pair.source) if isinstance(pair.source, str) else pair.source for pair in pairs]
+    return Pairs(targets, sources, [pair.place for pair in pairs])
+
+
 def _measure(bodies: Sequence[Series]) -> Standardization:
     values = np.concatenate(bodies).astype(np.float64)
     deviation = values.std(axis=0)
@@ -95,11 +124,15 @@ def _measure(bodies: Sequence[Series]) -> Standardization:
 
 def _dataset(config: TrainConfig, train: list[Items], held_out: list[Items], **fields: object) -> Dataset:
     length = config.trainer.sequence_length
-    digest = hashlib.sha256()
-    for document in (*train, *held_out):
-        digest.update(f"{document.shape}".encode())
-        digest.update(np.ascontiguousarray(document))
     chunks = Chunks(train, length), Chunks(held_out, length)
     if not all(map(len, chunks)):
         raise ConfigError("data.held_out: one side of the split has no item to predict; change it or add data")
-    return Dataset(*chunks, train, held_out, sha256=digest.hexdigest(), **fields)
+    return Dataset(*chunks, train, held_out, sha256=_fingerprint([*train, *held_out]), **fields)
+
+
+def _fingerprint(documents: Sequence[Items]) -> str:
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(f"{document.shape}".encode())
+        digest.update(np.ascontiguousarray(document))
+    return digest.hexdigest()
