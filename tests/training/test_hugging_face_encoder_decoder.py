@@ -219,7 +219,9 @@ def test_settings_that_cannot_be_held_are_refused(
 def test_source_positions_of_a_model_without_sources_are_refused(tmp_path: Path) -> None:
     """The option is named."""
     transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+        transformers.GPT2Config(
+            vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0
+        )
     ).save_pretrained(tmp_path / "gpt2")
 
     with pytest.raises(ConfigError, match="--max-source-positions 8"):
