@@ -88,9 +88,8 @@ def test_exact_match_is_what_the_reference_decodes(run: Path) -> None:
 
     rows, _ = decoder.generate(start, [GREEDY] * len(pairs), 6, [source for source, _ in pairs])
 
-    exact = [
-        row[: len(target) - 1].tolist() == target[1:].tolist() for row, (_, target) in zip(rows, pairs, strict=True)
-    ]
+    targets = [target[1:].tolist() for _, target in pairs]
+    exact = [row[: len(target)].tolist() == target for row, target in zip(rows, targets, strict=True)]
     summary = json.loads((run / "summary.json").read_text())
     assert np.mean(exact) == pytest.approx(summary["exact_match"])
     assert all(target[-1] == checkpoint.special_tokens.end for target in targets)
