@@ -12,7 +12,7 @@ from statewise.commands.demos.work import Work
 from statewise.errors import NotFoundError
 
 DEMOS = {
-    "text": "a GRU learns the style of Python's documentation, is certified, served and streamed from",
+    "text": "every causal family, from Markov to Transformer, learns Python's documentation; one is streamed from",
 }
 """What each demo shows, by its name, which is its module's name too."""
 
