@@ -71,7 +71,7 @@ class CheckpointRecord(Strict):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that was trained, ready to run: evaluation mode, on the CPU."""
+    """A model that was trained, ready to run: evaluation mode, no gradients, on the CPU."""
 
     name: str
     plugin: SequencePlugin[Any]
@@ -192,7 +192,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         name=record.name,
         plugin=plugin,
         config=config,
-        module=module.eval(),
+        module=module.eval().requires_grad_(False),
         special_tokens=record.special_tokens,
         tokenizer_file=folder / TOKENIZER_FILE if TOKENIZER_FILE in record.files else None,
         folder=folder,

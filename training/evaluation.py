@@ -45,7 +45,8 @@ def held_out_loss(checkpoint: Checkpoint, chunks: Chunks, batch_size: int) -> fl
     total = 0.0
     for batch in InOrder(chunks, batch_size):
         output = run_batch(checkpoint.module, spec, batch)
-        total += float(checkpoint.plugin.loss(output, batch.targets, batch.mask)) * int(batch.mask.sum())
+        loss = checkpoint.plugin.loss(checkpoint.config, output, batch.targets, batch.mask)
+        total += float(loss) * batch.num_predictions
     return total / chunks.num_predictions
 
 
