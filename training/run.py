@@ -156,7 +156,10 @@ def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: D
 
 def _check_fits(config: TrainConfig, model: ModelSpec, data: DataSpec) -> None:
     """Hold what the family learns against what the data teaches."""
-    learns = _task(has_source=model.source is not None, has_labels=model.head.kind == "labels")
+    # A model that embeds what it generates makes its sources itself: an autoencoder.
+    learns = _task(
+        has_source=model.source is not None and model.embedding is None, has_labels=model.head.kind == "labels"
+    )
     teaches = _task(has_source=data.source is not None, has_labels=data.labels is not None)
     if learns != teaches:
         raise ConfigError(
