@@ -16,7 +16,7 @@ class AdversarialAutoencoder(nn.Module):
     """LSTM to a latent vector, and from it through another LSTM back to the string; a discriminator for training alone.
 
     The LSTMs are Statewise's own building block: rows of different lengths need ONNX's operator, which torch.onnx
-    does not emit with lengths. The discriminator is in no graph, for neither `forward` nor `encode` nor `embed` calls it.
+    does not emit with lengths. The discriminator is in no graph: neither `forward` nor `encode` nor `embed` calls it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AdversarialAutoencoder(nn.Module):
         return self.head(hidden)
 
     def telling_loss(self, latent: Tensor) -> Tensor:
-        """What the discriminator lowers: nats that it takes to tell draws from the prior, N(0, 1), from the encoder's."""
+        """What the discriminator lowers: its nats for telling draws from the prior, N(0, 1), from the encoder's."""
         drawn, made = self.discriminator(torch.randn_like(latent)), self.discriminator(latent.detach())
         return (F.softplus(-drawn) + F.softplus(made)).mean()
 

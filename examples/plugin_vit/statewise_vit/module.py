@@ -31,7 +31,7 @@ class VisionTransformer(nn.Module):
         self.output = nn.Linear(hidden_size, num_labels)
 
     def forward(self, items: Tensor, lengths: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
-        """Class vectors `[row, hidden_size]` of images `[row, patch, features]`, of which `lengths` patches are real."""
+        """Class vectors `[row, hidden_size]` of images `[row, patch, features]` with `lengths` real patches."""
         rows, num_patches = items.shape[:2]
         tokens = torch.cat([self.class_token.expand(rows, 1, -1), self.patch_embedding(items)], dim=1)
         hidden = self.dropout(tokens + self.positions[: num_patches + 1])
