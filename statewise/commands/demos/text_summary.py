@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from rich import box
 from rich.table import Table
 
 from statewise.commands.demos.summary import (
@@ -16,6 +17,9 @@ from statewise.commands.demos.summary import (
     new_figure,
     summary_table,
 )
+
+_MARKERS = "osv^D*P"
+"""One for each family, so that the picture can be read without its colours."""
 
 
 class FamilyFigures(BaseModel):
@@ -56,17 +60,18 @@ class TextSummary(BaseModel):
 
 
 def family_table(summary: TextSummary) -> Table:
-    """All models side by side."""
+    """All models side by side, in 80 columns."""
     first = summary.families[0]
+    characters = summary.main_family.training.held_out_characters
     table = Table(
-        title=f"Python's documentation, {summary.main_family.training.held_out_characters:,} characters held out"
+        title=f"Python's documentation, {characters:,} characters held out", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    table.add_column("model")
-    for title in ("bits per\ncharacter", "parameters", "bytes of state\nper stream", "trained for"):
-        table.add_column(title, justify="right")
+    table.add_column("model", no_wrap=True)
+    for title in ("bits per\nchar.", "param-\neters", "state,\nbytes", "training"):
+        table.add_column(title, justify="right", no_wrap=True)
     for streams in first.tokens_per_second:
-        table.add_column(f"tokens/s,\n{_streams(streams)}", justify="right")
-    table.add_row("unigram baseline", f"{first.training.baselines['unigram']:.3f}", style="dim")
+        table.add_column(f"tokens/s\n{_streams(streams)}", justify="right", no_wrap=True)
+    table.add_row("(unigram)", f"{first.training.baselines['unigram']:.3f}", style="dim")
     for family in summary.families:
         _add_family(table, family, style="bold green" if family is summary.main_family else "")
     return table
@@ -78,7 +83,7 @@ def _add_family(table: Table, family: FamilyFigures, *, style: str) -> None:
         training.name,
         f"{family.bits:.3f}",
         f"{training.parameters:,}",
-        f"{'up to ' if family.state_grows else ''}{family.state_bytes:,}",
+        f"{'≤ ' if family.state_grows else ''}{family.state_bytes:,}",
         f"{training.seconds:.1f} s" if training.steps else "counted",
         *(f"{speed:,.0f}" for speed in family.tokens_per_second.values()),
         style=style,
@@ -104,6 +109,7 @@ def draw(summary: TextSummary, path: Path) -> None:
     # Less is no time at all: a table that was counted.
     _scatter(seconds, summary, [max(family.training.seconds, 0.01) for family in summary.families])
     seconds.set(title="Held-out text", xlabel="seconds of training", ylabel="bits per character (lower is better)")
+    seconds.legend(frameon=False)
     _scatter(parameters, summary, [family.training.parameters for family in summary.families])
     parameters.set(title="Held-out text", xlabel="parameters")
     _speed_bars(speed, summary)
@@ -113,15 +119,12 @@ def draw(summary: TextSummary, path: Path) -> None:
 
 
 def _scatter(axes: Any, summary: TextSummary, places: list[float]) -> None:
-    for family, place in zip(summary.families, places, strict=True):
-        color = "tab:green" if family is summary.main_family else "tab:blue"
-        axes.plot(place, family.bits, "o", color=color)
-        axes.annotate(family.training.name, (place, family.bits), (5, 5), textcoords="offset points", color=color)
+    for family, place, marker in zip(summary.families, places, _MARKERS, strict=False):
+        axes.plot(place, family.bits, marker, markersize=8, label=family.training.name)
     unigram = summary.families[0].training.baselines["unigram"]
     axes.axhline(unigram, color="0.7", linestyle="--", label="unigram baseline")
-    axes.legend(frameon=False)
-    axes.set(xscale="log", ylim=(0, None))
-    axes.margins(x=0.25)
+    axes.set(xscale="log")
+    axes.margins(x=0.15, y=0.15)
 
 
 def _speed_bars(axes: Any, summary: TextSummary) -> None:
@@ -133,7 +136,7 @@ def _speed_bars(axes: Any, summary: TextSummary) -> None:
         bars = axes.barh(places, speeds, height, label=_streams(streams))
         axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize="small")
     axes.set_yticks(range(len(summary.families)), [family.training.name for family in summary.families])
-    axes.set(title="Streaming through gRPC", xlabel="tokens per second")
+    axes.set(title="Streaming through gRPC", xlabel="tokens per second", xticks=[])
     axes.margins(x=0.2)
     axes.legend(frameon=False)
 
