@@ -67,7 +67,7 @@ def family_table(summary: TextSummary) -> Table:
         title=f"Python's documentation, {characters:,} characters held out", box=box.SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("model", no_wrap=True)
-    for title in ("bits per\nchar.", "param-\neters", "state,\nbytes", "training"):
+    for title in ("bits/\nchar.", "param-\neters", "state,\nbytes", "training"):
         table.add_column(title, justify="right", no_wrap=True)
     for streams in first.tokens_per_second:
         table.add_column(f"tokens/s\n{_streams(streams)}", justify="right", no_wrap=True)
