@@ -147,12 +147,8 @@ def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: D
     settings: PluginConfig = validate(plugin.config_class, raw, source="the configuration", prefix="model")
     spec = plugin.spec(settings)
     _check_fits(config, spec, dataset.spec)
-    limit, length = spec.max_positions, config.trainer.sequence_length
-    if limit is not None and length > limit:
-        raise ConfigError(
-            f"trainer.sequence_length: {length} items do not fit the model's {limit} positions; "
-            "lower it, or raise model.max_positions"
-        )
+    for part in (dataset.train, dataset.held_out):
+        part.check_fits(spec)
     return settings
 
 
