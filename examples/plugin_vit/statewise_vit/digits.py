@@ -25,14 +25,6 @@ def to_patches(images: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     return grid.transpose(0, 1, 3, 2, 4).reshape(count, -1, size * size)
 
 
-def to_images(patches: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """What `to_patches` was given: pictures `[n, height, width]` of patches `[n, patch, size * size]`."""
-    count, num_patches, pixels = patches.shape
-    size = round(pixels**0.5)
-    grid = patches.reshape(count, num_patches * size // width, width // size, size, size)
-    return grid.transpose(0, 1, 3, 2, 4).reshape(count, -1, width)
-
-
 def write(folder: Path) -> None:
     """Write train.npz and test.npz: items `[n, patch, 4]` between 0 and 1, labels `[n]`."""
     digits = load_digits()
