@@ -142,9 +142,7 @@ class SequencePlugin(ABC, Generic[ConfigT]):
         return False
 
     @abstractmethod
-    def loss(
-        self, config: ConfigT, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def loss(self, config: ConfigT, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Mean loss per real item, a scalar in nats (categorical, mixture, labels) or squared units (value).
 
         output `[row, time, ...]`, targets `[row, time]` or `[row, time, features]`, mask bool `[row, time]`; without
