@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.numpy
+from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 from torch import nn
 
@@ -48,6 +50,23 @@ class Standardization(Strict):
         if len(self.mean) != len(self.deviation) or any(value <= 0 for value in self.deviation):
             raise ValueError("mean and deviation need one number per feature, deviations above 0")
         return self
+
+    @classmethod
+    def of(cls, bodies: Sequence[NDArray[np.float32]]) -> Standardization:
+        """That of all series together, `[time, features]` each. Raises ConfigError where a feature never changes."""
+        values = np.concatenate(bodies).astype(np.float64)
+        deviation = values.std(axis=0)
+        constant = np.flatnonzero(deviation == 0)
+        if len(constant):
+            raise ConfigError(
+                f"data.standardize: feature {constant[0]} of the training part never changes; leave it out"
+            )
+        return cls(mean=values.mean(axis=0).tolist(), deviation=deviation.tolist())
+
+    def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The series, standardised."""
+        mean, deviation = (np.array(part, np.float32) for part in (self.mean, self.deviation))
+        return (values - mean) / deviation
 
 
 class CheckpointRecord(Strict):

@@ -84,6 +84,13 @@ def _report(summary: Summary, folder: Path, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if summary.accuracy is not None:
+        against = ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in summary.baselines.items())
+        console.print(
+            f"accuracy {summary.accuracy:.3f}, macro F1 {summary.macro_f1:.3f}, held out (baselines: {against})",
+            highlight=False,
+            soft_wrap=True,
+        )
     if summary.exact_match is not None:
         share = f"{summary.exact_match:.1%} of {summary.exact_match_pairs:,} held-out targets exactly right (greedy)"
         console.print(share, highlight=False)

@@ -12,6 +12,8 @@ from training.baselines import bigram_bits, last_value_error, mean_value_error, 
 from training.checkpoint import Checkpoint
 from training.data import Chunks, InOrder
 from training.dataset import Dataset
+from training.labelled.figures import LabelFigures
+from training.labelled.measure import answer_figures
 from training.module import run_batch
 from training.pairs.batches import Pairs
 from training.pairs.exact_match import exact_match
@@ -39,7 +41,14 @@ class Summary(BaseModel):
     exact_match_pairs: int | None = None
     """Pairs that were decoded for it."""
     baselines: dict[str, float]
-    """By the same measure: bits per character for text, else the validation loss."""
+    """By the same measure: bits per character for text, accuracy for labels, else the validation loss."""
+    accuracy: float | None = None
+    """Share of the held-out labels that are told; of embeddings, by the nearest mean of a label."""
+    macro_f1: float | None = None
+    """Mean of the F1 of all labels that are held out or told."""
+    labels: dict[str, LabelFigures] | None = None
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    """How often a label (row) was told as which (column), in the order of `labels`."""
     data_sha256: str
     initialized_from: str | None = None
 
@@ -66,6 +75,8 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[s
         "parameters": sum(parameter.numel() for parameter in checkpoint.module.parameters()),
         "data_sha256": dataset.sha256,
     }
+    if dataset.is_labelled:
+        return {**figures, **answer_figures(checkpoint, dataset, batch_size)}
     train, held_out, size = dataset.train_documents, dataset.held_out_documents, dataset.item_size
     if dataset.held_out_characters is None:
         baselines = {"last_value": last_value_error(held_out), "mean": mean_value_error(train, held_out)}

@@ -30,7 +30,8 @@ class EngineSettings(BaseModel):
     """Most items of one prompt in one run, so that a long prompt does not stall running streams."""
 
     token_budget: int = Field(default=512, ge=1)
-    """Most prompt items in one step, over all its rows; one whole chunk is always taken."""
+    """Most prompt and source items in one step, over all its rows; one whole chunk, behind its whole source, is always
+    taken."""
 
     mixed_steps: bool = True
     """Whether a prompt's chunk is read in the run that decodes, where the bundle has a graph for it: more throughput
@@ -51,11 +52,29 @@ class EngineSettings(BaseModel):
     max_prompt_tokens: int = Field(default=65536, ge=1)
     """Longest prompt, the start token included."""
 
+    max_beams: int = Field(default=16, ge=2)
+    """Most beams of one beam search; each holds a row, so `max_rows` bounds them too."""
+
     max_stop_strings: int = Field(default=8, ge=0)
     """Most stop strings of one request."""
 
     max_top_log_probabilities: int = Field(default=20, ge=0)
     """Most alternatives returned beside each chosen token."""
+
+    batch_delay_ms: float = Field(default=2.0, ge=0, le=1000)
+    """How long a sequence to be read at once (Predict, Score) may wait for others to share its batch."""
+
+    max_batch_rows: int = Field(default=32, ge=1)
+    """Most sequences in one such batch."""
+
+    max_batch_tokens: int = Field(default=8192, ge=16)
+    """Most items in one such batch, padding included, and of one such sequence: what a run needs grows with it."""
+
+    max_inputs: int = Field(default=256, ge=1)
+    """Most sequences of one Predict or Score request."""
+
+    max_waiting_inputs: int = Field(default=4096, ge=1)
+    """Sequences that may wait for a batch; `max_waiting_tokens` bounds their items too."""
 
     intra_op_threads: int = Field(default=0, ge=0)
     """Threads that compute one run; 0 takes all cores."""
