@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from training.recurrent.gates import gate_activations
 from training.recurrent.locked_dropout import LockedDropout, single_layer
 from training.recurrent.onnx_operators import onnx_layer
 
@@ -68,6 +69,17 @@ class RecurrentModule(nn.Module):
             hidden, new_state = self._forward_eager(self.rnn, inputs, lengths, state)
         return self.dropout(hidden), new_state
 
+    def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Activations of every layer's gates over whole sequences, `input_gate.0` and so on, `[row, time, hidden]`."""
+        inputs = items if self.embedding is None else self.embedding(items)
+        activations = {}
+        for layer in range(self.rnn.num_layers):
+            hidden = self._whole_rows(layer, inputs, lengths)
+            gates = gate_activations(self.rnn, layer, inputs, hidden)
+            activations |= {f"{name}.{layer}": gate for name, gate in gates.items()}
+            inputs = hidden
+        return activations
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `[..., vocabulary_size]` or values `[..., features]`."""
         return self.output(hidden)
@@ -107,6 +119,14 @@ class RecurrentModule(nn.Module):
             # The operator zeroes the state of a row without items.
             new_state += [torch.where(keep, n.squeeze(0), o) for n, o in zip(new, old, strict=True)]
         return hidden.transpose(0, 1), tuple(new_state)
+
+    def _whole_rows(self, layer: int, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden vectors of one layer over whole sequences."""
+        zeros = inputs.new_zeros(inputs.shape[0], self.rnn.hidden_size)
+        state = (zeros, zeros) if self.cell == "lstm" else (zeros,)
+        if torch.compiler.is_exporting():
+            return onnx_layer(self.rnn, self.cell, layer, inputs.transpose(0, 1), lengths, state)[0].transpose(0, 1)
+        return self._forward_eager(single_layer(self.rnn, layer), inputs, lengths, state)[0]
 
     def _stack(self, state: State) -> Tensor | State:
         if self.cell == "lstm":

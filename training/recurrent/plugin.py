@@ -77,6 +77,10 @@ class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
         )
         return config.model_spec(state)
 
+    def inspects(self, config: RecurrentConfig) -> bool:
+        """Gates, which plain recurrent networks lack."""
+        return self.cell != "rnn"
+
     def build(self, config: RecurrentConfig) -> RecurrentModule:
         """The step function, initialised as torch.nn does."""
         return RecurrentModule(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.transformer.caches import Caches, MixedCaches, RowCaches
+from training.transformer.caches import Caches, MixedCaches, RowCaches, WholeRows
 from training.transformer.positions import rotary_table, rotate, sinusoidal_table
 
 if TYPE_CHECKING:
@@ -107,6 +107,12 @@ class TransformerModule(TransformerTrunk):
         line = torch.cat([items.transpose(0, 1), chunk], dim=1)
         hidden = self.run(line, caches.places(time), caches)[0]
         return torch.cat([hidden[:num_rows], hidden[-1:]]), rows.new_state(), last.new_state()
+
+    def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Attention weights of every layer over whole sequences, `attention.0` and so on, `[row, head, query, key]`."""
+        rows = WholeRows()
+        self.run(items, torch.arange(items.shape[1], device=items.device)[None], rows)
+        return {f"attention.{layer}": weights for layer, weights in enumerate(rows.weights)}
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `[..., vocabulary_size]` or values `[..., features]`."""

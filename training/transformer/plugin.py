@@ -108,6 +108,10 @@ class TransformerPlugin(SequencePlugin[TransformerConfig]):
         position = StateSpec(name="position", dtype="int64", shape=("row",))
         return config.model_spec((position, *caches), config.max_positions)
 
+    def inspects(self, config: TransformerConfig) -> bool:
+        """Attention weights."""
+        return True
+
     def build(self, config: TransformerConfig) -> TransformerModule:
         """The step function, freshly initialised."""
         return TransformerModule(config)
