@@ -1,12 +1,13 @@
 """The graphs of a bundle.
 
 `step`: any number of new items per row; `decode`: K single-item steps in a Loop; `mixed`: one item of each of the
-first rows and a chunk of the row behind them; `predict` and `score`: whole sequences.
+first rows and a chunk of the row behind them; `encode`: a source to the state that a row begins from; `predict` and
+`score`: whole sequences. Memories go into a step and do not come out of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from export.builder import GraphBuilder, renamed_nodes, untyped
 from export.sampler import INPUTS, Sampled, add_sampler
 from export.score import add_log_probabilities
 from export.trace import OPSET, TracedStep
-from statewise.model_spec import LabelsHead, ModelSpec, TokenInput
+from statewise.model_spec import InputSpec, LabelsHead, ModelSpec, StateSpec, TokenInput
 
 IR_VERSION = 10
 
@@ -30,11 +31,16 @@ def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """Inputs `items`, `lengths`, `state.*` and the sampler's; outputs `next_items` `[row]`, `output`, `new_state.*`."""
     op = GraphBuilder()
     results = _add_choice(op, traced, spec)
-    inputs = [_items_info(spec, "time"), _info("lengths", "int64", ["row"]), *_state_infos(spec), *_sampler_infos(spec)]
+    inputs = [
+        _items_info(spec.input, "time"),
+        _info("lengths", "int64", ["row"]),
+        *_state_infos(spec),
+        *_sampler_infos(spec),
+    ]
     outputs = [
         *_result_infos(spec, ["row"], results),
         _info(traced.output, "float32", ["row", _item_size(spec)]),
-        *(_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.state),
+        *(_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state),
     ]
     graph = helper.make_graph([*traced.nodes, *op.nodes], "step", inputs, outputs)
     return _rename(graph, dict(zip(results, _result_names(spec), strict=True)))
@@ -44,18 +50,33 @@ def mixed_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """`items` `[row, 1]`, one of each of some rows, and `chunk.items` `[1, time]` of one more: `[row + 1]` results."""
     op = GraphBuilder()
     results = _add_choice(op, traced, spec)
-    chunk_items = _renamed(_items_info(spec, "time"), "chunk.items")
+    chunk_items = _renamed(_items_info(spec.input, "time"), "chunk.items")
     chunk_items.type.tensor_type.shape.dim[0].dim_value = 1
-    inputs = [_items_info(spec, 1), *_state_infos(spec), chunk_items, *_chunk_state_infos(spec, "chunk.state")]
+    inputs = [
+        _items_info(spec.input, 1),
+        *_state_infos(spec),
+        chunk_items,
+        *_chunk_state_infos(spec.sized_state, "chunk.state"),
+    ]
     inputs += _sampler_infos(spec, "every")
     outputs = [
         *_result_infos(spec, ["every"], results),
         _info(traced.output, "float32", ["every", _item_size(spec)]),
-        *(_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.state),
-        *_chunk_state_infos(spec, "chunk.new_state"),
+        *(_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state),
+        *_chunk_state_infos(spec.written_state, "chunk.new_state"),
     ]
     graph = helper.make_graph([*traced.nodes, *op.nodes], "mixed", inputs, outputs)
     return _rename(graph, dict(zip(results, _result_names(spec), strict=True)))
+
+
+def encode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """Inputs `source` `[row, time]` or `[row, time, features]` and `source_lengths`; outputs all state but caches."""
+    assert spec.source is not None
+    lengths = _info("source_lengths", "int64", ["row"])
+    inputs = [_renamed(_items_info(spec.source, "time"), "source"), lengths]
+    made = [s for s in spec.sized_state if s.kind != "cache"]
+    outputs = [_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in made]
+    return helper.make_graph(list(traced.nodes), "encode", inputs, outputs)
 
 
 def _add_choice(op: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> list[str]:
@@ -71,15 +92,15 @@ def decode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """K = `steps` runs of the step, each fed with the item before; results are `[K, row]`, the state the last one's."""
     op = GraphBuilder("d")
     body = _loop_body(op, traced, spec)
-    carried = ["items", *(f"state.{s.name}" for s in spec.state)]
+    carried = ["items", *(f"state.{s.name}" for s in spec.written_state)]
     results = _result_names(spec)
     outputs = op.node("Loop", ["steps", "", *carried], len(carried) + len(results), body=body)
-    new_state = {outputs[1 + index]: f"new_state.{s.name}" for index, s in enumerate(spec.state)}
+    new_state = {outputs[1 + index]: f"new_state.{s.name}" for index, s in enumerate(spec.written_state)}
     gathered = dict(zip(outputs[len(carried) :], results, strict=True))
-    inputs = [_items_info(spec, 1), _info("steps", "int64", []), *_state_infos(spec), *_sampler_infos(spec)]
+    inputs = [_items_info(spec.input, 1), _info("steps", "int64", []), *_state_infos(spec), *_sampler_infos(spec)]
     output_infos = [
         *_result_infos(spec, ["step", "row"], list(gathered)),
-        *(_info(name, s.dtype, list(s.shape)) for name, s in zip(new_state, spec.state, strict=True)),
+        *(_info(name, s.dtype, list(s.shape)) for name, s in zip(new_state, spec.written_state, strict=True)),
     ]
     graph = helper.make_graph(op.nodes, "decode", inputs, output_infos)
     return _rename(graph, gathered | new_state)
@@ -87,7 +108,8 @@ def decode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
 
 def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     op = outer.subgraph()
-    state_names = [s.name for s in spec.state]
+    # Memories are read where they lie, outside the loop.
+    state_names = [s.name for s in spec.written_state]
     inside = {"items": "body.items"} | {f"state.{name}": f"body.state.{name}" for name in state_names}
     inside |= {f"new_state.{name}": f"body.new_state.{name}" for name in state_names}
     lengths = op.ConstantOfShape(
@@ -108,8 +130,8 @@ def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx
     go_on = op.Identity("body.condition")
     gathered = [op.Identity(value) for value in results]
     inputs = [_info("body.index", "int64", []), helper.make_tensor_value_info("body.condition", TensorProto.BOOL, [])]
-    inputs += [_renamed(_items_info(spec, 1), "body.items")]
-    inputs += [_renamed(info, f"body.{info.name}") for info in _state_infos(spec)]
+    inputs += [_renamed(_items_info(spec.input, 1), "body.items")]
+    inputs += [_info(f"body.state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state]
     outputs = [go_on, items, *(f"body.new_state.{name}" for name in state_names), *gathered]
     return helper.make_graph([*nodes, *op.nodes], "body", inputs, [untyped(name) for name in outputs])
 
@@ -182,22 +204,22 @@ def _result_infos(spec: ModelSpec, leading: Sequence[str], names: Sequence[str])
     ]
 
 
-def _items_info(spec: ModelSpec, time: str | int) -> onnx.ValueInfoProto:
-    if isinstance(spec.input, TokenInput):
+def _items_info(reads: InputSpec, time: str | int) -> onnx.ValueInfoProto:
+    if isinstance(reads, TokenInput):
         return _info("items", "int64", ["row", time])
-    return _info("items", "float32", ["row", time, spec.input.features])
+    return _info("items", "float32", ["row", time, reads.features])
 
 
 def _whole_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
-    return [_items_info(spec, "time"), _info("lengths", "int64", ["row"])]
+    return [_items_info(spec.input, "time"), _info("lengths", "int64", ["row"])]
 
 
 def _state_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
-    return [_info(f"state.{s.name}", s.dtype, list(s.shape)) for s in spec.state]
+    return [_info(f"state.{s.name}", s.dtype, list(s.shape)) for s in spec.sized_state]
 
 
-def _chunk_state_infos(spec: ModelSpec, prefix: str) -> list[onnx.ValueInfoProto]:
-    return [_info(f"{prefix}.{s.name}", s.dtype, [1, *s.shape[1:]]) for s in spec.state]
+def _chunk_state_infos(state: Iterable[StateSpec], prefix: str) -> list[onnx.ValueInfoProto]:
+    return [_info(f"{prefix}.{s.name}", s.dtype, [1, *s.shape[1:]]) for s in state]
 
 
 def _sampler_infos(spec: ModelSpec, row: str = "row") -> list[onnx.ValueInfoProto]:

@@ -156,7 +156,8 @@ def _check_fits(config: TrainConfig, model: ModelSpec, data: DataSpec) -> None:
     """Hold what the family learns against what the data teaches."""
     gives_value = not model.generates and model.head.kind == "value"
     learns = _task(
-        has_source=model.source is not None,
+        # A model that embeds what it generates makes its sources itself: an autoencoder.
+        has_source=model.source is not None and model.embedding is None,
         has_labels=not model.generates and not gives_value,
         has_values=gives_value,
     )
