@@ -130,7 +130,7 @@ def _divergence(divergence: Divergence, limits: Limits) -> list[Check]:
     if isinstance(divergence, AnswerDivergence):
         figure = (
             f"mean difference {divergence.mean_difference:.2g} (limit {limits.answers:g}), max "
-            f"{divergence.max_difference:.2g} deviations; {divergence.num_answers} answers to {divergence.held_out} items"
+            f"{divergence.max_difference:.2g} deviations; {divergence.num_answers} answers, {divergence.held_out} items"
         )
         return [Check(name, passed, figure)]
     if isinstance(divergence, LabelDivergence):

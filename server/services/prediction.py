@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from server.services.predict import predict
+from server.services.score import score
 from statewise.v1 import prediction_pb2 as pb
 from statewise.v1.prediction_pb2_grpc import PredictionServiceServicer
 
@@ -18,3 +20,11 @@ class PredictionService(PredictionServiceServicer):
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
+
+    async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:  # noqa: N802 - the rpc's name
+        """Labels, tags, embeddings or values of whole sequences."""
+        return await predict(request, self._repository, context.time_remaining())
+
+    async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
+        """How probable a model finds given sequences, item by item."""
+        return await score(request, self._repository, context.time_remaining())

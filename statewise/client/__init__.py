@@ -9,7 +9,11 @@ from statewise.client.values import (
     Generation,
     GenerationInfo,
     Model,
+    Prediction,
+    PredictionInfo,
     Prompt,
+    Score,
+    Tag,
     TokenLogProbability,
     Usage,
 )
@@ -26,7 +30,11 @@ __all__ = [
     "Generation",
     "GenerationInfo",
     "Model",
+    "Prediction",
+    "PredictionInfo",
     "Prompt",
+    "Score",
+    "Tag",
     "TokenLogProbability",
     "Usage",
 ]
