@@ -88,8 +88,8 @@ class LabelledData(_Data):
     """The member that holds the target: `label`, `tags` or `value` in .jsonl, `labels`, `tags` or `values` in .npz."""
     outside: str = "O"
     """The label of the items of a text that no tag covers."""
-    truncate: bool = False
-    """Cut sequences with one target to `trainer.sequence_length` items; where false, longer ones are refused."""
+    truncate_to: PositiveInt | None = None
+    """Cut sequences with one target to so many items; else what is longer than the model takes is refused."""
     standardize: bool = False
     """Vectors: subtract the mean and divide by the deviation of the training part; checkpoint.json records both."""
 
