@@ -36,12 +36,18 @@ class RuntimeDecoder:
         self._reads_tokens = isinstance(runner.spec.input, TokenInput)
 
     def prefill(
-        self, prompts: Sequence[Array], params: Sequence[SamplingParams], chunk: int | None = None
+        self,
+        prompts: Sequence[Array],
+        params: Sequence[SamplingParams],
+        chunk: int | None = None,
+        sources: Sequence[Array] | None = None,
     ) -> Prefilled:
-        """Feed every prompt, in chunks of `chunk` items or whole; row i of the pool takes prompt i."""
+        """Feed every prompt, in chunks of `chunk` items or whole; row i of the pool takes prompt i, and source i."""
         rows = slice(0, len(prompts))
         for row, p in enumerate(params):
             self._start(row, prompts[row], p)
+        if sources is not None:
+            self.runner.encode(rows, sources)
         uniforms = np.array([Uniforms(p.seed or 0).take(0, 1) for p in params])
         outputs: list[dict[int, NDArray[np.float32]]] = [{} for _ in prompts]
         first: list[StepResult | None] = [None] * len(prompts)
@@ -64,6 +70,7 @@ class RuntimeDecoder:
         prompts: Sequence[Array],
         params: Sequence[SamplingParams],
         num_items: int,
+        sources: Sequence[Array] | None = None,
         *,
         chunk: int | None = None,
         steps_per_run: Sequence[int] = (1,),
@@ -72,7 +79,7 @@ class RuntimeDecoder:
 
         Returns each row's items and log-probabilities (`[num_items]`; empty for real vectors).
         """
-        prefilled = self.prefill(prompts, params, chunk)
+        prefilled = self.prefill(prompts, params, chunk, sources)
         items = [[result.items[0, row]] for row, result in enumerate(prefilled.first)]
         log_probabilities = [self._log_probabilities(r, row) for row, r in enumerate(prefilled.first)]
         adjusters = [self._adjuster(p, prompt) for p, prompt in zip(params, prompts, strict=True)]
@@ -91,7 +98,11 @@ class RuntimeDecoder:
         return [np.stack(row) for row in items], [np.array(row, np.float32) for row in log_probabilities]
 
     def generate_beside(
-        self, prompts: Sequence[Array], params: Sequence[SamplingParams], chunk: int
+        self,
+        prompts: Sequence[Array],
+        params: Sequence[SamplingParams],
+        chunk: int,
+        sources: Sequence[Array] | None = None,
     ) -> tuple[list[Array], list[NDArray[np.float32]], list[dict[int, NDArray[np.float32]]]]:
         """Prefill all prompts but the last one, and decode them while the last one is read, one item to a chunk of it.
 
@@ -99,11 +110,13 @@ class RuntimeDecoder:
         outputs of the runs that did both, by position.
         """
         last = len(prompts) - 1
-        prefilled = self.prefill(prompts[:last], params[:last], chunk)
+        prefilled = self.prefill(prompts[:last], params[:last], chunk, sources and sources[:last])
         items = [[result.items[0, row]] for row, result in enumerate(prefilled.first)]
         log_probabilities = [self._log_probabilities(r, row) for row, r in enumerate(prefilled.first)]
         outputs: list[dict[int, NDArray[np.float32]]] = [{} for _ in prompts]
         self._start(last, prompts[last], params[last])
+        if sources is not None:
+            self.runner.encode(slice(last, last + 1), sources[last:])
         for position, start in enumerate(range(0, len(prompts[last]), chunk), start=1):
             uniforms = [Uniforms(p.seed or 0).take(position, 1) for p in params[:last]]
             uniforms.append(Uniforms(params[last].seed or 0).take(0, 1))

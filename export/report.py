@@ -227,4 +227,5 @@ def _case_name(case: Case) -> str:
         return f"{case.graph}: {case.batch_size} rows, sequences up to {case.prompt_length}"
     chunk = f"chunks of {case.chunk}" if case.chunk else "whole"
     mixed = " beside rows that decode" if case.mixed else ""
-    return f"outputs: {case.batch_size} rows, prompts up to {case.prompt_length}, {chunk}{mixed}"
+    sources = f", sources up to {case.source_length}" if case.source_length else ""
+    return f"outputs: {case.batch_size} rows, prompts up to {case.prompt_length}{sources}, {chunk}{mixed}"

@@ -38,7 +38,7 @@ class TracedStep:
     weights: dict[str, NDArray[Any]]
     """Initializers by name, in the layout of the ONNX operators."""
     output: str
-    """Name of the head's output: of a step at each row's last real item, `[row, size]`; empty where it makes state only."""
+    """Name of the head's output: of a step at each row's last real item, `[row, size]`. Empty where state is all."""
     new_state: tuple[str, ...]
     """Names of the state that is written: memories are only read."""
     reals: frozenset[str]

@@ -146,6 +146,8 @@ class Case(Figures):
     """Which graph, `step` standing for all those that carry state."""
     prompt_length: int = Field(ge=0)
     """Longest prompt or sequence of the batch, where rows are ragged."""
+    source_length: int | None = None
+    """Longest source of the batch; None where the model has none."""
     batch_size: int = Field(ge=1)
     chunk: int | None = None
     """Items per prefill run; None where each prompt went in whole."""
