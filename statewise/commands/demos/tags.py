@@ -135,7 +135,7 @@ def _configuration(work: Work) -> dict[str, Any]:
         },
         "optimizer": {"learning_rate": 1e-2},
         "schedule": {"kind": "cosine", "warmup_steps": 30},
-        "trainer": {"max_steps": 300, "validation_every": 100, "batch_size": 16, "sequence_length": 256},
+        "trainer": {"max_steps": 240, "validation_every": 80, "batch_size": 16, "sequence_length": 256},
     }
     if work.fast:
         configuration["model"] |= {"hidden_size": 12, "num_layers": 1}
