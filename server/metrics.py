@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from server.engine.batcher import Batcher
     from server.engine.engine import Engine
     from server.repository import ModelEntry
 
@@ -44,6 +45,7 @@ class ServerMetrics:
             registry=self._registry,
         )
         self._registry.register(_EngineGauges(entries))
+        self._registry.register(_BatchGauges(entries))
 
     def serve(self, host: str, port: int) -> None:
         """Answer scrapes at `/metrics` from a thread of its own; raises OSError where the port is taken."""
@@ -82,7 +84,6 @@ class _EngineGauges(Collector):
                 gauge("statewise_state_budget_bytes", "Bytes of state that may be held.", labels=["model"]),
                 lambda e: e.memory.budget,
             ),
-            (gauge("statewise_healthy", "1 while the engine works.", labels=["model"]), lambda e: e.is_healthy),
             (counter("statewise_steps", "Steps run.", labels=["model"]), lambda e: e.stats.num_steps),
             (counter("statewise_step_seconds", "Seconds in steps.", labels=["model"]), lambda e: e.stats.busy_seconds),
             (
@@ -102,8 +103,46 @@ class _EngineGauges(Collector):
                 lambda e: e.prefixes.num_evicted,
             ),
         ]
+        healthy = gauge("statewise_healthy", "1 while all that is loaded of the model works.", labels=["model"])
         for entry in self._entries():
+            if entry.parts:
+                healthy.add_metric([entry.name], all(part.is_healthy for part in entry.parts))
             if entry.engine is not None:
                 for family, read in families:
                     family.add_metric([entry.name], read(entry.engine))
+        return [healthy, *(family for family, _ in families)]
+
+
+class _BatchGauges(Collector):
+    """Batches of whole sequences, of every graph that is loaded for them, read when they are scraped."""
+
+    def __init__(self, entries: Callable[[], Iterable[ModelEntry]]) -> None:
+        self._entries = entries
+
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        labels = ["model", "graph"]
+        gauge, counter = GaugeMetricFamily, CounterMetricFamily
+        families: list[tuple[GaugeMetricFamily | CounterMetricFamily, Callable[[Batcher], float]]] = [
+            (
+                gauge("statewise_waiting_inputs", "Sequences that wait for a batch.", labels=labels),
+                lambda b: b.num_waiting,
+            ),
+            (counter("statewise_batches", "Batches run.", labels=labels), lambda b: b.stats.num_batches),
+            (counter("statewise_batch_rows", "Sequences in them.", labels=labels), lambda b: b.stats.num_rows),
+            (counter("statewise_batch_items", "Items in them.", labels=labels), lambda b: b.stats.num_items),
+            (
+                counter("statewise_batch_padded_items", "Items in them, padding included.", labels=labels),
+                lambda b: b.stats.num_padded_items,
+            ),
+            (
+                counter("statewise_batch_wait_seconds", "Seconds that sequences waited for them.", labels=labels),
+                lambda b: b.stats.waited_seconds,
+            ),
+            (counter("statewise_batch_seconds", "Seconds in batches.", labels=labels), lambda b: b.stats.busy_seconds),
+        ]
+        for entry in self._entries():
+            if entry.predictor is not None:
+                for graph, batcher in entry.predictor.batchers.items():
+                    for family, read in families:
+                        family.add_metric([entry.name, graph], read(batcher))
         return [family for family, _ in families]

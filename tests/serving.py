@@ -21,6 +21,7 @@ from server.config import ServerSettings
 from statewise.manifest import SpecialTokens
 from statewise.plugins import load_plugin
 from tests.small_bundles import write_bundle
+from tests.small_encoders import write_sums
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.tokenizers import byte_level
 
@@ -31,8 +32,8 @@ VOCABULARY_SIZE = 258
 def model_repository() -> Path:
     """Make a repository, once for all tests.
 
-    Its models: `text` (bytes, start and end token), `plain` (ids only), `sum` (two real numbers), and
-    `broken`, which has a file of the wrong content.
+    Its models: `text` (bytes, start and end token), `plain` (ids only), `sum` (two real numbers), `sums` (ids to a
+    label, not a generating model), and `broken`, which has a file of the wrong content.
     """
     folder = Path(tempfile.mkdtemp(prefix="statewise-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -43,6 +44,7 @@ def model_repository() -> Path:
     _export(folder, "text", SpecialTokens(start=0, end=1), tokenizer_file)
     _export(folder, "plain", SpecialTokens(), None)
     write_bundle(repository, "sum")
+    write_sums(repository)
     broken = write_bundle(repository, "broken")
     (broken / "step.cpu-float32.onnx").write_bytes(b"damaged")
     return repository

@@ -12,9 +12,9 @@ import torch
 
 import export.cells
 from export.cells import expand_cells
-from export.graphs import decode_graph, finish_model, step_graph
+from export.graphs import decode_graph, finish_model, predict_graph, step_graph
 from export.spare_rows import spare_rows
-from export.trace import TracedStep, trace_step
+from export.trace import TracedStep, trace_prediction, trace_step
 from export.weights import write_weights
 from server.runtime.runner import Runner
 from server.runtime.sessions import create_session
@@ -70,3 +70,28 @@ def test_taken_apart_it_computes_what_the_operator_does(
         for array, kept in zip(states, state.values(), strict=True):
             np.testing.assert_array_equal(array[2], kept[2])
         np.testing.assert_array_equal(own_tokens, tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_directions_are_taken_apart(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a layer that reads both ways, the second direction begins at each row's own last item."""
+    monkeypatch.setattr(export.cells, "MIN_NUMBERS", 1)
+    family = f"{kind.partition('-')[0]}_encoder"
+    plugin = load_plugin(family)
+    settings = {"features": 3, "hidden_size": SIZE, "num_layers": 2, "labels": ("a", "b"), "labels_per": "item"}
+    config = plugin.config_class.model_validate(settings | KINDS[kind])
+    torch.manual_seed(0)
+    traced = trace_prediction(plugin.build(config).eval(), plugin.spec(config))
+    apart = expand_cells(traced)
+    items = np.random.default_rng(0).standard_normal((4, 6, 3)).astype(np.float32)
+    lengths = np.array([6, 1, 3, 5])
+    outputs = []
+    for step in (traced, apart):
+        weights = [onnx.numpy_helper.from_array(array, name) for name, array in step.weights.items()]
+        model = finish_model(predict_graph(step, plugin.spec(config)), weights)
+        session = create_session(model.SerializeToString(), intra_op_threads=1)
+        outputs.append(session.run(["output"], {"items": items, "lengths": lengths})[0])
+
+    assert not {"RNN", "GRU", "LSTM"} & {node.op_type for node in apart.nodes}
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(outputs[1][row, :length], outputs[0][row, :length], atol=2e-6)

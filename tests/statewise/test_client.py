@@ -261,3 +261,32 @@ def test_answer_without_an_end_is_an_error() -> None:
     with pytest.raises(InternalError, match="has no end"):
         core.fold([chunk])
     assert issubclass(InternalError, StatewiseError)
+
+
+@both
+def test_sequences_are_labelled(server: Application, call: Callable[..., Any]) -> None:
+    """Each sequence gets its label with the probability of every one, and what answered is told."""
+    first, second = call(server.address, "predict", "sums", [[1, 2], np.array([0])])
+
+    assert (first.label, second.label) == ("second", "first")
+    assert second.probabilities == {"first": 0.5, "second": 0.5}
+    assert (first.tags, first.embedding, first.value) == (None, None, None)
+    assert (first.info.model, first.info.version, first.info.variant) == ("sums", 1, "cpu-float32")
+
+
+@both
+def test_sequences_are_scored(server: Application, call: Callable[..., Any]) -> None:
+    """A text's score has a log-probability for each of its items, and a perplexity that follows from them."""
+    (score,) = call(server.address, "score", "text", ["ab"])
+
+    assert score.tokens == (99, 100)
+    assert score.log_probabilities.shape == (2,)
+    assert score.total == pytest.approx(float(score.log_probabilities.sum()))
+    assert score.perplexity == pytest.approx(np.exp(-score.total / 2))
+
+
+@both
+def test_one_text_is_no_list_of_sequences(server: Application, call: Callable[..., Any]) -> None:
+    """A text given where a list is wanted would be read letter by letter; it is refused instead."""
+    with pytest.raises(InvalidRequestError, match="inputs: must be a list of sequences"):
+        call(server.address, "score", "text", "ab")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,3 +214,71 @@ def test_extra_that_is_missing_inside_a_command_is_told_too(capfd: Any, monkeypa
     code, _, errors = run(capfd, "train")
 
     assert (code, "pip install 'statewise[train]'" in errors) == (2, True)
+
+
+def test_predict_answers_in_a_table_and_in_json_lines(capfd: Any, server: Application, tmp_path: Path) -> None:
+    """Sequences of a file are answered in its order, in as many requests as it takes."""
+    file = tmp_path / "sequences.jsonl"
+    file.write_text("[1, 2]\n\n[0]\n[3]\n")
+    options = ("predict", "sums", "--file", str(file), "--address", server.address)
+
+    code, lines, _ = run(capfd, *options, "--json", "--batch-size", "2")
+    _, table, _ = run(capfd, *options)
+
+    answers = [json.loads(line) for line in lines.splitlines()]
+    assert (code, [answer["label"] for answer in answers]) == (0, ["second", "first", "second"])
+    assert answers[1]["probabilities"] == {"first": 0.5, "second": 0.5}
+    assert [word in table for word in ("1 2", "second", "first", "0.500")] == [True] * 4
+
+
+def test_score_reads_texts_and_standard_input(capfd: Any, server: Application) -> None:
+    """A table of log-probabilities; with --json each of them; - reads a text from each line."""
+    code, table, _ = run(capfd, "score", "text", "ab", "[b]", "--address", server.address)
+    piped = subprocess.run(
+        [*PROGRAM, "score", "text", "-", "--json", "--address", server.address],
+        input="ab\nc\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    scores = [json.loads(line) for line in piped.stdout.splitlines()]
+    assert code == 0
+    assert "perplexity" in table
+    assert "[b]" in table
+    assert [score["text"] for score in scores] == ["ab", "c"]
+    assert f"{scores[0]['total']:.4f}" in table
+    assert len(scores[0]["log_probabilities"]) == len(scores[0]["tokens"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "message"),
+    [
+        ((), "", "TEXT: give texts, or --file, and not both"),
+        (("a", "--file", "x.jsonl"), "[1]", "TEXT: give texts, or --file, and not both"),
+        (("--file", "x.jsonl"), "[1]\n{", "x.jsonl, sequence 2: this is no JSON"),
+        (
+            ("--file", "x.jsonl"),
+            '{"a": 1}',
+            "x.jsonl, sequence 1: must be a string, a list of ids",
+        ),
+        (("--file", "x.jsonl"), "[[1, 2], [3]]", "x.jsonl, sequence 1"),
+    ],
+)
+def test_bad_sequences_are_told_with_their_place(
+    capfd: Any,
+    server: Application,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    content: str,
+    message: str,
+) -> None:
+    """What is no sequence ends the command with exit code 2, the file and the line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text(content)
+
+    code, _, errors = run(capfd, "predict", "sums", *arguments, "--address", server.address, "--json")
+
+    assert code == 2
+    assert message in errors
