@@ -14,6 +14,7 @@ from statewise.errors import NotFoundError
 DEMOS = {
     "text": "every causal family, from Markov to Transformer, learns Python's documentation; one is streamed from",
     "digits": "a Vision Transformer, which comes as a plugin from outside, reads handwritten digits",
+    "tags": "a bidirectional GRU tells keywords, names, strings and comments in Python code, character by character",
 }
 """What each demo shows, by its name, which is its module's name too."""
 
