@@ -1,4 +1,4 @@
-"""Passes over RNN, GRU and LSTM operators: taken apart into products, or given what their float kernels need.
+"""A pass over RNN, GRU and LSTM operators: taken apart into products.
 
 ONNX Runtime's DynamicQuantizeLSTM takes its activations' scale over the whole batch, and RNN and GRU have no such
 kernel. The equations and the order of gates are those of the ONNX operators, version 14.
@@ -36,38 +36,6 @@ def expand_cells(traced: TracedStep) -> TracedStep:
         else:
             op.nodes.append(node)
     return replace(traced, nodes=op.nodes, weights=weights)
-
-
-def spare_rows(traced: TracedStep) -> TracedStep:
-    """The pass: RNN operators get a copy of the first row behind the last one.
-
-    ONNX Runtime's CPU kernel of RNN multiplies one row by another routine than two or more, which rounds differently;
-    with a spare row a row alone gives bit for bit what it gives in a batch. LSTM and GRU multiply packed weights and
-    need none.
-    """
-    op = GraphBuilder("spare")
-    for node in traced.nodes:
-        if node.op_type == "RNN":
-            _add_spare_row(op, node)
-        else:
-            op.nodes.append(node)
-    return replace(traced, nodes=op.nodes)
-
-
-def _add_spare_row(op: GraphBuilder, node: onnx.NodeProto) -> None:
-    inputs, w, r, b, lengths, initial = node.input
-    zero, one = op.constant([0]), op.constant([1])
-
-    def with_copy(value: str, axis: int) -> str:
-        return op.Concat(value, op.Slice(value, zero, one, op.constant([axis])), axis=axis)
-
-    rows = [with_copy(inputs, 1), w, r, b, with_copy(lengths, 0), with_copy(initial, 1)]
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    wide = op.node("RNN", rows, 2, **attributes)
-    # The trace leaves out the last state where nobody reads it.
-    for value, output, axis in zip(wide, filter(None, node.output), (2, 1), strict=False):
-        op.Slice(value, zero, op.constant([-1]), op.constant([axis]))
-        op.nodes[-1].output[0] = output
 
 
 def _expand(op: GraphBuilder, node: onnx.NodeProto, weights: dict[str, NDArray[Any]]) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from export.cells import expand_cells, spare_rows
+from export.cells import expand_cells
 from export.float16 import to_float16
 from export.int4 import int4_products
 from export.int8 import int8_products
 from export.merge import merge_products
 from export.reductions import order_sums
+from export.spare_rows import spare_rows
 from statewise.errors import ConfigError
 
 if TYPE_CHECKING:

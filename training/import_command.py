@@ -12,7 +12,8 @@ def import_(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="Folder with config.json and safetensors: GPT-2, Llama, Mistral, Qwen2.", show_default=False
+            help="Folder with config.json and safetensors: GPT-2, Llama, Mistral, Qwen2; BART, mBART, Marian, Pegasus.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -29,6 +30,12 @@ def import_(
             show_default=False,
         ),
     ] = None,
+    max_source_positions: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Longest source of an encoder-decoder; all that it has where absent.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Import a checkpoint folder of Hugging Face transformers, ready for `statewise export`.
 
@@ -39,7 +46,9 @@ def import_(
     from training.hugging_face.importer import import_checkpoint
 
     console = Console()
-    imported = import_checkpoint(folder, output, name=name, max_positions=max_positions)
+    imported = import_checkpoint(
+        folder, output, name=name, max_positions=max_positions, max_source_positions=max_source_positions
+    )
     config, special = imported.config, imported.special_tokens
     others = ", ".join(map(str, imported.other_end_tokens))
     left_out = f" (not {others}: checkpoint.json holds one, special_tokens.end)" if others else ""

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import export.cells
-from export.cells import expand_cells, spare_rows
+from export.cells import expand_cells
 from export.graphs import decode_graph, finish_model, step_graph
+from export.spare_rows import spare_rows
 from export.trace import TracedStep, trace_step
 from export.weights import write_weights
 from server.runtime.runner import Runner

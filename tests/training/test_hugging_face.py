@@ -254,7 +254,7 @@ def test_positions_can_be_cut(folders: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bert"}, "model_type 'bert' cannot be imported; those that can: gpt2, llama"),
+        ({"model_type": "bert"}, "model_type 'bert' cannot be imported; those that can: bart, gpt2, llama"),
         ({"model_type": None}, "model_type"),
         ({"hidden_act": "gelu"}, r"hidden_act: .*'silu'.*got 'gelu'.*cannot be imported"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_scaling\.type: .*got 'linear'"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from statewise.errors import ConfigError
 from statewise.manifest import FileName
 from statewise.manifest_file import describe
+from training.hugging_face.bart import BartConfig
 from training.hugging_face.family import HuggingFaceConfig
 from training.hugging_face.gpt2 import GPT2Config
 from training.hugging_face.llama import LlamaConfig
@@ -21,9 +22,13 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 FAMILIES: dict[str, type[HuggingFaceConfig]] = {
+    "bart": BartConfig,
     "gpt2": GPT2Config,
     "llama": LlamaConfig,
+    "marian": BartConfig,
+    "mbart": BartConfig,
     "mistral": LlamaConfig,
+    "pegasus": BartConfig,
     "qwen2": LlamaConfig,
 }
 

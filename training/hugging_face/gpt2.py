@@ -6,7 +6,7 @@ import re
 from typing import ClassVar, Literal
 
 from training.hugging_face.family import HuggingFaceConfig, Source
-from training.transformer.plugin import TransformerConfig
+from training.transformer.plugin import TransformerConfig, TransformerPlugin
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
@@ -24,6 +24,7 @@ _JOINT = ("query", "key", "value")
 class GPT2Config(HuggingFaceConfig):
     """`config.json` with `model_type: gpt2`."""
 
+    plugin: ClassVar[TransformerPlugin] = TransformerPlugin()
     prefix: ClassVar[str] = "transformer."
     not_weights: ClassVar[re.Pattern[str]] = re.compile(r"\.attn\.(bias|masked_bias)$")
 

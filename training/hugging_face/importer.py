@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from statewise.errors import ConfigError
 from statewise.manifest import ModelName, SpecialTokens
@@ -17,7 +17,6 @@ from training.checkpoint import TOKENIZER_FILE, save_checkpoint
 from training.hugging_face.family import HuggingFaceConfig, Source
 from training.hugging_face.folder import CONFIG_FILE, read_config, read_tensors
 from training.tokenizers import load_tokenizer
-from training.transformer.module import TransformerModule
 from training.transformer.plugin import TransformerConfig
 from training.weights import load_weights
 
@@ -34,28 +33,32 @@ class Imported:
 
 
 def import_checkpoint(
-    folder: Path, output: Path, *, name: str | None = None, max_positions: int | None = None
+    folder: Path,
+    output: Path,
+    *,
+    name: str | None = None,
+    max_positions: int | None = None,
+    max_source_positions: int | None = None,
 ) -> Imported:
-    """Write the model of a Hugging Face folder (GPT-2, Llama, Mistral, Qwen2) as a checkpoint folder.
+    """Write the model of a Hugging Face folder (those of `folder.FAMILIES`) as a checkpoint folder.
 
     Raises ConfigError for what cannot be imported: a setting, tensor or file, named.
     """
     name = _checked_name(folder.resolve().name if name is None else name)
     _check_output(output)
     source = read_config(folder)
-    whole, config = _configs(source, folder / CONFIG_FILE, max_positions)
+    limits = {"max_positions": max_positions, "max_source_positions": max_source_positions}
+    whole, config = _configs(source, folder / CONFIG_FILE, limits)
     tokenizer_file = folder / TOKENIZER_FILE if (folder / TOKENIZER_FILE).is_file() else None
     special_tokens = _special_tokens(source, tokenizer_file)
     tensors = _translate(read_tensors(folder), source, whole, str(folder))
-    if "position_embedding.weight" in tensors:
-        tensors["position_embedding.weight"] = tensors["position_embedding.weight"][: config.max_positions]
-    module = TransformerModule(config)
-    load_weights(module, tensors, str(folder))
+    module = source.plugin.build(config)
+    load_weights(module, _cut_positions(tensors, module), str(folder))
     try:
         save_checkpoint(
             output,
             name=name,
-            plugin_name="transformer",
+            plugin_name=source.plugin.name,
             config=config,
             module=module,
             special_tokens=special_tokens,
@@ -64,6 +67,15 @@ def import_checkpoint(
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written: {error.strerror}") from error
     return Imported(name, config, special_tokens, tuple(source.end_tokens[1:]))
+
+
+def _cut_positions(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The weights with as many positions as the module has."""
+    own = module.state_dict()
+    return {
+        name: tensor[: len(own[name])] if name.endswith("position_embedding.weight") else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _checked_name(name: str) -> str:
@@ -82,29 +94,35 @@ def _check_output(output: Path) -> None:
 
 
 def _configs(
-    source: HuggingFaceConfig, path: Path, max_positions: int | None
+    source: HuggingFaceConfig, path: Path, limits: Mapping[str, int | None]
 ) -> tuple[TransformerConfig, TransformerConfig]:
     """The model as it is, and with as many positions as wanted."""
     try:
         whole = source.convert()
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error)}") from error
-    wanted = whole.max_positions if max_positions is None else max_positions
-    if not 2 <= wanted <= whole.max_positions:
-        raise ConfigError(f"--max-positions {wanted}: must lie from 2 to the {whole.max_positions} that the model has")
-    if source.window is not None and source.window < wanted:
+    wanted = {field: limit for field, limit in limits.items() if limit is not None}
+    for field, limit in wanted.items():
+        option, most = f"--{field.replace('_', '-')} {limit}", getattr(whole, field, None)
+        if most is None:
+            raise ConfigError(f"{option}: {path} describes a model without sources; leave it out")
+        if not 2 <= limit <= most:
+            raise ConfigError(f"{option}: must lie from 2 to the {most} that the model has")
+    config = whole.model_copy(update=wanted)
+    if source.window is not None and source.window < config.max_positions:
         raise ConfigError(
-            f"{path}: sliding_window {source.window} is shorter than the model's {wanted} positions, and attention "
-            f"here has no window; import it with --max-positions {source.window}, where the window makes no difference"
+            f"{path}: sliding_window {source.window} is shorter than the model's {config.max_positions} positions, and "
+            f"attention here has no window; import it with --max-positions {source.window}, where the window makes no "
+            "difference"
         )
-    return whole, whole.model_copy(update={"max_positions": wanted})
+    return whole, config
 
 
 def _special_tokens(source: HuggingFaceConfig, tokenizer_file: Path | None) -> SpecialTokens:
-    """The end token, and the start token where the tokenizer puts it before every text, as Llama's does."""
+    """The end token; and what the decoder starts with, or the tokenizer puts before every text, as Llama's does."""
     end = source.end_tokens[0] if source.end_tokens else None
     if tokenizer_file is None:
-        return SpecialTokens(end=end)
+        return SpecialTokens(start=source.start_token, end=end)
     tokenizer = load_tokenizer(tokenizer_file)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= source.vocab_size:
@@ -112,40 +130,35 @@ def _special_tokens(source: HuggingFaceConfig, tokenizer_file: Path | None) -> S
             f"{tokenizer_file}: has token id {largest}, but the model's vocab_size is {source.vocab_size}; "
             "put the model's own tokenizer there"
         )
-    is_put_first = source.bos_token_id is not None and tokenizer.encode("").ids[:1] == [source.bos_token_id]
-    return SpecialTokens(start=source.bos_token_id if is_put_first else None, end=end)
+    around = tokenizer.encode("").ids
+    first = source.bos_token_id if source.bos_token_id is not None and around[:1] == [source.bos_token_id] else None
+    if source.start_token is None:
+        return SpecialTokens(start=first, end=end)
+    last = end if end is not None and around[-1:] == [end] else None
+    return SpecialTokens(start=source.start_token, end=end, source_start=first, source_end=last)
 
 
 def _translate(
     given: Mapping[str, Tensor], source: HuggingFaceConfig, config: TransformerConfig, where: str
 ) -> dict[str, Tensor]:
     """The tensors under our names. Raises ConfigError listing, by the file's names, what does not fit."""
-    given = _named_in_full(given, source)
-    shapes = _shapes(config, where)
+    given = source.named(given)
+    shapes = _shapes(source, config, where)
     if config.tied_embeddings and "lm_head.weight" not in given:
         del shapes["output.weight"]
     sources = {name: source.source(name) for name in shapes}
     _check_shapes(given, {s.name: _stored_shape(shapes[name], s) for name, s in sources.items() if s}, where)
-    return {name: _take(given[s.name], s) if s else torch.zeros(shapes[name]) for name, s in sources.items()}
+    return {name: _take(given[s.name], s) if s else source.constant(name, shapes[name]) for name, s in sources.items()}
 
 
-def _shapes(config: TransformerConfig, where: str) -> dict[str, torch.Size]:
+def _shapes(source: HuggingFaceConfig, config: TransformerConfig, where: str) -> dict[str, torch.Size]:
     try:
         with torch.device("meta"):  # takes no memory
-            return {name: tensor.shape for name, tensor in TransformerModule(config).state_dict().items()}
+            return {name: tensor.shape for name, tensor in source.plugin.build(config).state_dict().items()}
     except RuntimeError as error:
         raise ConfigError(
             f"{where}: {CONFIG_FILE} gives sizes that no tensor can have; correct it ({error})"
         ) from error
-
-
-def _named_in_full(given: Mapping[str, Tensor], source: HuggingFaceConfig) -> dict[str, Tensor]:
-    is_bare = not any(name.startswith(source.prefix) for name in given)
-    named = {
-        f"{source.prefix}{name}" if is_bare and name != "lm_head.weight" else name: tensor
-        for name, tensor in given.items()
-    }
-    return {name: tensor for name, tensor in named.items() if not source.not_weights.search(name)}
 
 
 def _check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, torch.Size], where: str) -> None:
@@ -171,10 +184,14 @@ def _stored_shape(shape: torch.Size, source: Source) -> torch.Size:
     sizes = list(reversed(shape)) if source.is_transposed else list(shape)
     if source.part is not None:
         sizes[-1] *= 3
-    return torch.Size(sizes)
+    sizes[0] += source.skipped
+    return torch.Size([1, *sizes] if source.is_row else sizes)
 
 
 def _take(stored: Tensor, source: Source) -> Tensor:
     if source.part is not None:
         stored = stored.chunk(3, dim=-1)[source.part]
+    if source.is_row:
+        stored = stored[0]
+    stored = stored[source.skipped :]
     return stored.T if source.is_transposed and stored.dim() == 2 else stored

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import AliasChoices, BaseModel, Field
 
 from training.hugging_face.family import HuggingFaceConfig, Source
-from training.transformer.plugin import TransformerConfig
+from training.transformer.plugin import TransformerConfig, TransformerPlugin
 
 _OUTER = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "output": "lm_head"}
 _INNER = {
@@ -38,6 +38,7 @@ class Rotations(BaseModel):
 class LlamaConfig(HuggingFaceConfig):
     """`config.json` with `model_type` llama, mistral or qwen2."""
 
+    plugin: ClassVar[TransformerPlugin] = TransformerPlugin()
     prefix: ClassVar[str] = "model."
     not_weights: ClassVar[re.Pattern[str]] = re.compile(r"\.rotary_emb\.inv_freq$")
 

@@ -83,7 +83,7 @@ def _read_lines(data: PairsData) -> Iterator[Pair]:
 
 
 def _lines(text: str) -> list[str]:
-    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def split_pairs(pairs: list[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:
