@@ -1,12 +1,12 @@
 """The graphs of a bundle.
 
 `step`: any number of new items per row; `decode`: K single-item steps in a Loop; `mixed`: one item of each of the
-first rows and a chunk of the row behind them.
+first rows and a chunk of the row behind them; `inspect`: what a model shows of whole sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -111,6 +111,13 @@ def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx
     inputs += [_renamed(info, f"body.{info.name}") for info in _state_infos(spec)]
     outputs = [go_on, items, *(f"body.new_state.{name}" for name in state_names), *gathered]
     return helper.make_graph([*nodes, *op.nodes], "body", inputs, [untyped(name) for name in outputs])
+
+
+def inspection_graph(traced: TracedStep, spec: ModelSpec, shapes: Mapping[str, Sequence[str | int]]) -> onnx.GraphProto:
+    """Inputs `items` and `lengths`; outputs of these shapes by name."""
+    inputs = [_items_info(spec, "time"), _info("lengths", "int64", ["row"])]
+    outputs = [_info(name, "float32", shape) for name, shape in shapes.items()]
+    return helper.make_graph(traced.nodes, "inspect", inputs, outputs)
 
 
 def finish_model(graph: onnx.GraphProto, weights: Sequence[TensorProto]) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from statewise.errors import ConfigError
 from statewise.model_spec import ModelSpec, TokenInput
 from training.state import zero_state
 
@@ -37,8 +38,9 @@ class TracedStep:
     weights: dict[str, NDArray[Any]]
     """Initializers by name, in the layout of the ONNX operators."""
     output: str
-    """Name of the head's output at each row's last real item, `[row, size]`."""
+    """Name of the head's output at each row's last real item, `[row, size]`; of an inspection, its first tensor."""
     new_state: tuple[str, ...]
+    """Names of all other results."""
     reals: frozenset[str]
     """Names of the float32 values, weights aside."""
 
@@ -68,6 +70,17 @@ class _MixedOutput(torch.nn.Module):
         return self.module.head(hidden), *states  # type: ignore[operator] # plugin API
 
 
+class _Shown(torch.nn.Module):
+    """What the module shows of whole sequences, as a tuple."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module.inspect(items, lengths).values())  # type: ignore[operator] # plugin API
+
+
 def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace the step function with dynamic rows and time."""
     row, time = torch.export.Dim("row"), torch.export.Dim("time")
@@ -75,7 +88,8 @@ def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     example = (_example_items(spec, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1, state)
     sizes = ({0: row, 1: time}, {0: row}, _state_sizes(spec, {"row": row, "position": torch.export.Dim("position")}))
     names = ["items", "lengths", *(f"state.{s.name}" for s in spec.state)]
-    return _trace(_LastOutput(module), example, sizes, names, tuple(f"new_state.{s.name}" for s in spec.state))
+    results = ("output", *(f"new_state.{s.name}" for s in spec.state))
+    return _trace(_LastOutput(module), example, sizes, names, results)
 
 
 def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
@@ -91,8 +105,36 @@ def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     )
     parts = [s.name for s in spec.state]
     names = ["items", *(f"state.{p}" for p in parts), "chunk.items", *(f"chunk.state.{p}" for p in parts)]
-    results = (*(f"new_state.{p}" for p in parts), *(f"chunk.new_state.{p}" for p in parts))
+    results = ("output", *(f"new_state.{p}" for p in parts), *(f"chunk.new_state.{p}" for p in parts))
     return _trace(_MixedOutput(module), example, sizes, names, results)
+
+
+def trace_inspection(module: torch.nn.Module, spec: ModelSpec) -> tuple[TracedStep, dict[str, tuple[str | int, ...]]]:
+    """Trace what the module shows of whole sequences; and the shapes of it by name.
+
+    Raises ConfigError where the module shows something else than the plugin API says.
+    """
+    example = (_example_items(spec, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1)
+    with torch.inference_mode():
+        shown = module.eval().inspect(*example)  # type: ignore[operator] # plugin API
+    shapes = {name: _shown_shape(name, tensor) for name, tensor in shown.items()}
+    if not shapes:
+        raise ConfigError("`inspect` of the module shows nothing; let the plugin's `inspects` say so")
+    row, time = torch.export.Dim("row"), torch.export.Dim("time")
+    sizes = ({0: row, 1: time}, {0: row})
+    return _trace(_Shown(module), example, sizes, ["items", "lengths"], tuple(shapes)), shapes
+
+
+def _shown_shape(name: str, tensor: Tensor) -> tuple[str | int, ...]:
+    is_real, sizes = tensor.dtype == torch.float32, list(tensor.shape)
+    if is_real and tensor.ndim == 3 and sizes[:2] == [_TRACE_ROWS, _TRACE_TIME]:
+        return "row", "time", sizes[2]
+    if is_real and tensor.ndim == 4 and [sizes[0], *sizes[2:]] == [_TRACE_ROWS, _TRACE_TIME, _TRACE_TIME]:
+        return "row", sizes[1], "time", "time"
+    raise ConfigError(
+        f"`inspect` of the module shows {name!r} as {tensor.dtype} {sizes}, for {_TRACE_ROWS} rows of {_TRACE_TIME} "
+        "items; expected is float32 [row, head, query, key] or [row, time, unit]"
+    )
 
 
 def _trace(
@@ -109,7 +151,7 @@ def _trace(
             dynamo=True,
             opset_version=OPSET,
             input_names=names,
-            output_names=["output", *results],
+            output_names=list(results),
             dynamic_shapes=sizes,
             verbose=False,
         )
@@ -133,7 +175,7 @@ def _example_items(spec: ModelSpec, num_rows: int, time: int) -> Tensor:
     return torch.zeros(num_rows, time, spec.input.features)
 
 
-def _take_apart(model: ir.Model, new_state: tuple[str, ...]) -> TracedStep:
+def _take_apart(model: ir.Model, results: tuple[str, ...]) -> TracedStep:
     weights: dict[str, NDArray[Any]] = {}
     for name, value in list(model.graph.initializers.items()):
         assert value.const_value is not None
@@ -145,7 +187,7 @@ def _take_apart(model: ir.Model, new_state: tuple[str, ...]) -> TracedStep:
     values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
     reals = frozenset(value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
     nodes = _without_detours(proto.graph.node, {value.name: _shape(value) for value in values})
-    return TracedStep(nodes, weights, "output", new_state, reals - weights.keys())
+    return TracedStep(nodes, weights, results[0], results[1:], reals - weights.keys())
 
 
 def _without_detours(nodes: Iterable[onnx.NodeProto], shapes: dict[str, Any]) -> list[onnx.NodeProto]:
