@@ -7,9 +7,10 @@ from typing import Any, Self, Unpack
 import grpc
 
 from statewise.client import core
-from statewise.client.values import Chunk, Generation, Model, Prompt
+from statewise.client.values import Chunk, Generation, Inspection, Model, Prompt
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceStub
+from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
 
 
 class AsyncChunkStream:
@@ -68,6 +69,8 @@ class AsyncClient:
             self._channel = grpc.aio.secure_channel(address, credentials, core.CHANNEL_OPTIONS)
         stub: Any = GenerationServiceStub  # generated, without types
         self._stub = stub(self._channel)
+        prediction_stub: Any = PredictionServiceStub
+        self._prediction_stub = prediction_stub(self._channel)
 
     def stream(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> AsyncChunkStream:
         """Continue a prompt, giving the answer as it is made; options as in `GenerateOptions`."""
@@ -80,6 +83,15 @@ class AsyncClient:
         """Continue a prompt, and return the whole answer; options as in `GenerateOptions`."""
         async with self.stream(model, prompt, **options) as chunks:
             return core.fold([chunk async for chunk in chunks])
+
+    async def inspect(
+        self, model: str, sequence: Prompt, *, version: int = 0, timeout: float | None = None
+    ) -> Inspection:
+        """What a model attends to, or how its gates stand, while it reads; it must be exported with `--inspect`."""
+        request = core.inspect_request(model, sequence, version)
+        with core.errors_mapped(self.address):
+            response = await self._prediction_stub.Inspect(request, timeout=timeout or self._timeout)
+        return core.inspection_from(response)
 
     async def models(self) -> list[Model]:
         """List the server's models, also those that it has refused, with the reason."""

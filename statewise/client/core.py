@@ -15,7 +15,9 @@ from statewise.client.values import (
     FinishReason,
     Generation,
     GenerationInfo,
+    Inspection,
     Model,
+    PredictionInfo,
     Prompt,
     TokenLogProbability,
     Usage,
@@ -23,6 +25,7 @@ from statewise.client.values import (
 from statewise.errors import InternalError, InvalidRequestError, StatewiseError, UnavailableError
 from statewise.status import FIELD_KEY, error_from
 from statewise.v1 import generation_pb2 as pb
+from statewise.v1 import prediction_pb2
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -107,7 +110,16 @@ def generate_request(model: str, prompt: Prompt, options: GenerateOptions) -> pb
     return request
 
 
-def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
+def inspect_request(model: str, sequence: Prompt, version: int) -> prediction_pb2.InspectRequest:
+    """Build the request. Raises InvalidRequestError for what a message cannot hold."""
+    request = prediction_pb2.InspectRequest()
+    _set(request, "model", model)
+    _set(request, "version", version)
+    _set_prompt(request.input, sequence)
+    return request
+
+
+def _set_prompt(request: pb.GenerateRequest | pb.Items, prompt: Prompt) -> None:
     if isinstance(prompt, str):
         _set(request, "text", prompt)
         return
@@ -161,6 +173,16 @@ def _vectors(message: pb.VectorSequence) -> NDArray[np.float32]:
 
 def _log_probability(message: pb.TokenLogProbability) -> TokenLogProbability:
     return TokenLogProbability(message.token, message.log_probability, tuple(map(_log_probability, message.top)))
+
+
+def inspection_from(response: prediction_pb2.InspectResponse) -> Inspection:
+    """Read what a model shows."""
+    info = response.info
+    return Inspection(
+        items=tuple(response.items),
+        tensors={t.name: np.array(t.values, np.float32).reshape(tuple(t.shape)) for t in response.tensors},
+        info=PredictionInfo(info.model, info.version, info.variant),
+    )
 
 
 def fold(chunks: Iterable[Chunk]) -> Generation:

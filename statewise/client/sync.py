@@ -7,9 +7,10 @@ from typing import Any, Self, Unpack
 import grpc
 
 from statewise.client import core
-from statewise.client.values import Chunk, Generation, Model, Prompt
+from statewise.client.values import Chunk, Generation, Inspection, Model, Prompt
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceStub
+from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
 
 
 class ChunkStream:
@@ -66,6 +67,8 @@ class Client:
             self._channel = grpc.secure_channel(address, credentials, core.CHANNEL_OPTIONS)
         stub: Any = GenerationServiceStub  # generated, without types
         self._stub = stub(self._channel)
+        prediction_stub: Any = PredictionServiceStub
+        self._prediction_stub = prediction_stub(self._channel)
 
     def stream(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> ChunkStream:
         """Continue a prompt, giving the answer as it is made; options as in `GenerateOptions`."""
@@ -78,6 +81,13 @@ class Client:
         """Continue a prompt, and return the whole answer; options as in `GenerateOptions`."""
         with self.stream(model, prompt, **options) as chunks:
             return core.fold(chunks)
+
+    def inspect(self, model: str, sequence: Prompt, *, version: int = 0, timeout: float | None = None) -> Inspection:
+        """What a model attends to, or how its gates stand, while it reads; it must be exported with `--inspect`."""
+        request = core.inspect_request(model, sequence, version)
+        with core.errors_mapped(self.address):
+            response = self._prediction_stub.Inspect(request, timeout=timeout or self._timeout)
+        return core.inspection_from(response)
 
     def models(self) -> list[Model]:
         """List the server's models, also those that it has refused, with the reason."""

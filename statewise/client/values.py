@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,6 +74,26 @@ class Generation:
     finish_reason: FinishReason
     usage: Usage
     info: GenerationInfo
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionInfo:
+    """What answered."""
+
+    model: str
+    version: int
+    variant: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspection:
+    """What a model shows of a sequence."""
+
+    items: tuple[str, ...]
+    """Each item as text, a start token included; empty where the model has no tokenizer."""
+    tensors: Mapping[str, NDArray[np.float32]]
+    """By name, with the layer behind a dot: attention weights `[head, query, key]`, activations `[time, unit]`."""
+    info: PredictionInfo
 
 
 @dataclass(frozen=True, slots=True)
