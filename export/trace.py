@@ -20,6 +20,7 @@ from torch import Tensor
 from statewise.errors import ConfigError
 from statewise.model_spec import ModelSpec, TokenInput
 from training.state import zero_state
+from training.transformer.attention import attention_lowering
 
 State = tuple[Tensor, ...]
 
@@ -38,7 +39,7 @@ class TracedStep:
     weights: dict[str, NDArray[Any]]
     """Initializers by name, in the layout of the ONNX operators."""
     output: str
-    """Name of the head's output at each row's last real item, `[row, size]`; of an inspection, its first tensor."""
+    """Name of the head's output: of a step at each row's last real item, `[row, size]`; of an inspection, its first."""
     new_state: tuple[str, ...]
     """Names of all other results."""
     reals: frozenset[str]
@@ -70,8 +71,47 @@ class _MixedOutput(torch.nn.Module):
         return self.module.head(hidden), *states  # type: ignore[operator] # plugin API
 
 
+class _Answer(torch.nn.Module):
+    """Whole sequences to what a model without state says of them."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+        answer: Tensor = self.module.head(self.module(items, lengths, ())[0])  # type: ignore[operator] # plugin API
+        return answer
+
+
+class _Embedding(torch.nn.Module):
+    """Whole sequences to the vector that a generating model makes of them."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+        embedding: Tensor = self.module.embed(items, lengths)  # type: ignore[operator] # plugin API
+        return embedding
+
+
+class _NextOutputs(torch.nn.Module):
+    """Whole sequences to the outputs that foretell every item but the first, `[row, time - 1, size]`."""
+
+    def __init__(self, module: torch.nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.module = module
+        self.spec = spec
+
+    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+        state = zero_state(self.spec, items.shape[0], items.shape[1])
+        hidden, _ = self.module(items, lengths, state)
+        outputs: Tensor = self.module.head(hidden[:, :-1])  # type: ignore[operator] # plugin API
+        return outputs
+
+
 class _Shown(torch.nn.Module):
-    """What the module shows of whole sequences, as a tuple."""
+    """Whole sequences to what the module shows of them."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -109,20 +149,31 @@ def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     return _trace(_MixedOutput(module), example, sizes, names, results)
 
 
-def trace_inspection(module: torch.nn.Module, spec: ModelSpec) -> tuple[TracedStep, dict[str, tuple[str | int, ...]]]:
-    """Trace what the module shows of whole sequences; and the shapes of it by name.
+def trace_prediction(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
+    """Trace what the model says of whole sequences, with dynamic rows and time."""
+    return _trace_whole(_Embedding(module) if spec.generates else _Answer(module), spec)
 
-    Raises ConfigError where the module shows something else than the plugin API says.
+
+def trace_next_outputs(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
+    """Trace the outputs that foretell every item of whole sequences but the first, `[row, time - 1, size]`."""
+    return _trace_whole(_NextOutputs(module, spec), spec)
+
+
+def trace_inspection(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
+    """Trace what the module shows of whole sequences, with dynamic rows and time. Raises as `shown_shapes`."""
+    return _trace_whole(_Shown(module), spec, tuple(shown_shapes(module, spec)))
+
+
+def shown_shapes(module: torch.nn.Module, spec: ModelSpec) -> dict[str, tuple[str | int, ...]]:
+    """Shapes by name of what the module shows of whole sequences.
+
+    Raises ConfigError where that is something else than the plugin API says.
     """
-    example = (_example_items(spec, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1)
     with torch.inference_mode():
-        shown = module.eval().inspect(*example)  # type: ignore[operator] # plugin API
-    shapes = {name: _shown_shape(name, tensor) for name, tensor in shown.items()}
-    if not shapes:
+        shown = module.eval().inspect(*_example_rows(spec))  # type: ignore[operator] # plugin API
+    if not shown:
         raise ConfigError("`inspect` of the module shows nothing; let the plugin's `inspects` say so")
-    row, time = torch.export.Dim("row"), torch.export.Dim("time")
-    sizes = ({0: row, 1: time}, {0: row})
-    return _trace(_Shown(module), example, sizes, ["items", "lengths"], tuple(shapes)), shapes
+    return {name: _shown_shape(name, tensor) for name, tensor in shown.items()}
 
 
 def _shown_shape(name: str, tensor: Tensor) -> tuple[str | int, ...]:
@@ -135,6 +186,12 @@ def _shown_shape(name: str, tensor: Tensor) -> tuple[str | int, ...]:
         f"`inspect` of the module shows {name!r} as {tensor.dtype} {sizes}, for {_TRACE_ROWS} rows of {_TRACE_TIME} "
         "items; expected is float32 [row, head, query, key] or [row, time, unit]"
     )
+
+
+def _trace_whole(module: torch.nn.Module, spec: ModelSpec, results: tuple[str, ...] = ("output",)) -> TracedStep:
+    row, time = torch.export.Dim("row"), torch.export.Dim("time")
+    with attention_lowering("plain"):
+        return _trace(module, _example_rows(spec), ({0: row, 1: time}, {0: row}), ["items", "lengths"], results)
 
 
 def _trace(
@@ -167,6 +224,10 @@ def _state_sizes(spec: ModelSpec, sizes: dict[str, Any]) -> tuple[dict[int, Any]
         {d: sizes[size] for d, size in enumerate(part.shape) if isinstance(size, str) and size in sizes}
         for part in spec.state
     )
+
+
+def _example_rows(spec: ModelSpec) -> tuple[Tensor, Tensor]:
+    return _example_items(spec, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1
 
 
 def _example_items(spec: ModelSpec, num_rows: int, time: int) -> Tensor:

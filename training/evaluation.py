@@ -12,6 +12,8 @@ from training.baselines import bigram_bits, last_value_error, mean_value_error, 
 from training.checkpoint import Checkpoint
 from training.data import Chunks, InOrder
 from training.dataset import Dataset
+from training.labelled.figures import LabelFigures
+from training.labelled.measure import answer_figures
 from training.module import run_batch
 
 
@@ -33,7 +35,14 @@ class Summary(BaseModel):
     held_out_characters: int | None = None
     bits_per_character: float | None = None
     baselines: dict[str, float]
-    """By the same measure: bits per character for text, else the validation loss."""
+    """By the same measure: bits per character for text, accuracy for labels, else the validation loss."""
+    accuracy: float | None = None
+    """Share of the held-out labels that are told; of embeddings, by the nearest mean of a label."""
+    macro_f1: float | None = None
+    """Mean of the F1 of all labels that are held out or told."""
+    labels: dict[str, LabelFigures] | None = None
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    """How often a label (row) was told as which (column), in the order of `labels`."""
     data_sha256: str
     initialized_from: str | None = None
 
@@ -45,7 +54,8 @@ def held_out_loss(checkpoint: Checkpoint, chunks: Chunks, batch_size: int) -> fl
     total = 0.0
     for batch in InOrder(chunks, batch_size):
         output = run_batch(checkpoint.module, spec, batch)
-        total += float(checkpoint.plugin.loss(output, batch.targets, batch.mask)) * int(batch.mask.sum())
+        loss = checkpoint.plugin.loss(checkpoint.config, output, batch.targets, batch.mask)
+        total += float(loss) * batch.num_predictions
     return total / chunks.num_predictions
 
 
@@ -59,6 +69,8 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[s
         "parameters": sum(parameter.numel() for parameter in checkpoint.module.parameters()),
         "data_sha256": dataset.sha256,
     }
+    if dataset.is_labelled:
+        return {**figures, **answer_figures(checkpoint, dataset, batch_size)}
     train, held_out, size = dataset.train_documents, dataset.held_out_documents, dataset.item_size
     if dataset.held_out_characters is None:
         baselines = {"last_value": last_value_error(held_out), "mean": mean_value_error(train, held_out)}

@@ -8,7 +8,7 @@ from statewise.model_spec import CategoricalHead, ModelSpec, RealInput, StateSpe
 from statewise.plugins import PluginConfig
 
 
-class ItemConfig(PluginConfig):
+class InputConfig(PluginConfig):
     """Base of a configuration in which exactly one of `vocabulary_size` and `features` says what the model reads."""
 
     vocabulary_size: int | None = Field(default=None, ge=2)
@@ -27,11 +27,15 @@ class ItemConfig(PluginConfig):
         """Size of an output: logits of all tokens, or the numbers of a vector."""
         return self.vocabulary_size or self.features or 0
 
-    def model_spec(self, state: tuple[StateSpec, ...], max_positions: int | None = None) -> ModelSpec:
-        """A model that reads these items, gives the next one, and carries this state."""
+
+class ItemConfig(InputConfig):
+    """Base of the configuration of a model that gives the next one of the items that it reads."""
+
+    def model_spec(self, state: tuple[StateSpec, ...], max_positions: int | None = None, **others: object) -> ModelSpec:
+        """A model that reads these items, gives the next one, and carries this state; and what else there is of it."""
         size = self.item_size
         if self.vocabulary_size is not None:
             items = {"input": TokenInput(vocabulary_size=size), "head": CategoricalHead(vocabulary_size=size)}
         else:
             items = {"input": RealInput(features=size), "head": ValueHead(features=size)}
-        return ModelSpec(**items, state=state, max_positions=max_positions)
+        return ModelSpec(**items, state=state, max_positions=max_positions, **others)

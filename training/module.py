@@ -16,6 +16,7 @@ from statewise.model_spec import ModelSpec
 from statewise.plugins import PluginConfig, SequencePlugin
 from training.config import ScheduleConfig, TrainConfig
 from training.data import Batch
+from training.labelled.figures import label_accuracy
 from training.state import encoded_state, zero_state
 
 DATA_KEY = "statewise_data_sha256"
@@ -69,6 +70,7 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.plugin = plugin
+        self.settings = settings
         self.spec = plugin.spec(settings)
         self.model = model
         self.config = config
@@ -90,7 +92,7 @@ class TrainingModule(L.LightningModule):
         """Mean loss of a batch, per item."""
         # Dropout, too, depends on seed, device and step alone, so a resumed run repeats an unbroken one.
         torch.manual_seed(_mix(self.config.trainer.seed, self.global_rank, self.global_step))
-        loss = self.plugin.training_loss(self.model, batch, self._run)
+        loss = self.plugin.training_loss(self.model, self.settings, batch, self._run)
         if self.global_step % self.config.trainer.log_every == 0:
             self._check_finite(loss, "training")
         self.log("train_loss", loss.detach(), batch_size=len(batch.items))
@@ -98,15 +100,17 @@ class TrainingModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch) -> None:
-        """Log the mean loss over all held-out items, each weighing the same."""
-        self.log("validation_loss", self._loss(batch), batch_size=int(batch.mask.sum()), on_epoch=True)
+        """Log the mean loss over all held-out items, each weighing the same; and how many labels are right."""
+        output = self._run(batch)
+        loss = self.plugin.loss(self.settings, output, batch.targets, batch.mask)
+        self.log("validation_loss", loss, batch_size=batch.num_predictions, on_epoch=True)
+        if self.spec.head.kind == "labels":
+            accuracy = label_accuracy(output, batch)
+            self.log("validation_accuracy", accuracy, batch_size=batch.num_predictions, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:
         """End a run that has diverged."""
         self._check_finite(self.trainer.callback_metrics["validation_loss"], "validation")
-
-    def _loss(self, batch: Batch) -> Tensor:
-        return self.plugin.loss(self._run(batch), batch.targets, batch.mask)
 
     def _run(self, batch: Batch) -> Tensor:
         return run_batch(self.model, self.spec, batch)

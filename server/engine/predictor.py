@@ -14,8 +14,8 @@ from statewise.errors import InvalidRequestError, UnavailableError
 from statewise.manifest import Manifest, OneShotGraph
 from statewise.model_spec import CategoricalHead, MixtureHead
 
-MAX_SCORE_NUMBERS = 2**26
-"""Outputs that one run of a score graph may make before they become one number for each item: 256 MiB."""
+MAX_SCORE_NUMBERS = 2**25
+"""Outputs of one run of a score graph, before they become one number for each item: 128 MiB, of which it holds two."""
 
 _RPCS: dict[OneShotGraph, str] = {"predict": "Predict", "score": "Score", "inspect": "Inspect"}
 _WITHOUT: dict[OneShotGraph, str] = {

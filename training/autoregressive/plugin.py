@@ -72,7 +72,9 @@ class AutoregressivePlugin(SequencePlugin[AutoregressiveConfig]):
             dropout=config.dropout,
         )
 
-    def loss(self, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, config: AutoregressiveConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
         """Cross-entropy in nats per token, or squared error per vector element."""
         return next_item_loss(output, targets, mask)
 

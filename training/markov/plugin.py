@@ -60,7 +60,9 @@ class MarkovPlugin(SequencePlugin[MarkovConfig]):
         """All but uniform transitions."""
         return MarkovModule(config.vocabulary_size)
 
-    def loss(self, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, config: MarkovConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
         """Cross-entropy in nats per token."""
         return next_item_loss(output, targets, mask)
 

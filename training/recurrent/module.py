@@ -22,6 +22,7 @@ class RecurrentModule(nn.Module):
 
     `embedding`, `rnn` and `output` are plain torch.nn modules, so their state dicts load from any PyTorch model.
     State: for each layer the hidden vector `[row, hidden_size]`, and for LSTM the cell vector after it.
+    `context_size`: features that a subclass puts beside every item.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class RecurrentModule(nn.Module):
         tied_embeddings: bool,
         dropout_kind: DropoutKind = "standard",
         nonlinearity: str = "tanh",
+        context_size: int = 0,
     ) -> None:
         super().__init__()
-        sizes = (input_size, hidden_size, num_layers)
+        sizes = (input_size + context_size, hidden_size, num_layers)
         # torch.nn warns of dropout where there is no layer boundary to apply it at.
         between = {"dropout": dropout if num_layers > 1 else 0.0, "batch_first": True}
         if cell == "rnn":
@@ -112,17 +114,19 @@ class RecurrentModule(nn.Module):
         new_state: list[Tensor] = []
         for layer in range(self.rnn.num_layers):
             old = state[layer * per_layer : (layer + 1) * per_layer]
-            hidden, new = onnx_layer(self.rnn, self.cell, layer, hidden, lengths, old)
+            only_direction = tuple(vector.unsqueeze(0) for vector in old)
+            hidden, new = onnx_layer(self.rnn, self.cell, layer, hidden, lengths, only_direction)
             # The operator zeroes the state of a row without items.
-            new_state += [torch.where(keep, n, o) for n, o in zip(new, old, strict=True)]
+            new_state += [torch.where(keep, n.squeeze(0), o) for n, o in zip(new, old, strict=True)]
         return hidden.transpose(0, 1), tuple(new_state)
 
     def _whole_rows(self, layer: int, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Hidden vectors of one layer over whole sequences."""
-        zeros = inputs.new_zeros(inputs.shape[0], self.rnn.hidden_size)
+        zeros = inputs.new_zeros(1, inputs.shape[0], self.rnn.hidden_size)
         state = (zeros, zeros) if self.cell == "lstm" else (zeros,)
         if torch.compiler.is_exporting():
             return onnx_layer(self.rnn, self.cell, layer, inputs.transpose(0, 1), lengths, state)[0].transpose(0, 1)
+        state = tuple(vector[0] for vector in state)
         return self._forward_eager(single_layer(self.rnn, layer), inputs, lengths, state)[0]
 
     def _stack(self, state: State) -> Tensor | State:

@@ -1,4 +1,4 @@
-"""Attention over a key/value cache: one function, eager in PyTorch; at export, one of two lowerings."""
+"""Attention over a key/value cache: one function, eager in PyTorch; at export, one of three lowerings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Lowering = Literal["gqa", "standard"]
+Lowering = Literal["gqa", "standard", "plain"]
 
 _lowering: ContextVar[Lowering] = ContextVar("attention_lowering", default="gqa")
 
 
 @contextmanager
 def attention_lowering(lowering: Lowering) -> Iterator[None]:
-    """Trace attention as GroupQueryAttention (`gqa`), or as ONNX's own operators of opset 24 (`standard`)."""
+    """Trace attention as GroupQueryAttention (`gqa`), as ONNX's own operators of opset 24 (`standard`), or as products.
+
+    The last one, `plain`, is for graphs that read whole sequences from their first item on: the caches are left empty.
+    """
     token = _lowering.set(lowering)
     try:
         yield
@@ -49,6 +52,8 @@ def cached_attention(
     if torch.compiler.is_exporting():
         if _lowering.get() == "standard":
             return _standard_attention(query, key, value, past_key, past_value, position)
+        if _lowering.get() == "plain":
+            return weighted_values(causal_weights(query, key), value), past_key, past_value
         return _group_query_attention(query, key, value, past_key, past_value, position, lengths)
     time = query.shape[1]
     if time == past_key.shape[2]:
@@ -66,15 +71,24 @@ def cached_attention(
 
 
 def causal_weights(query: Tensor, key: Tensor) -> Tensor:
-    """Attention weights of whole sequences, `[row, head, query, key]`; those of a query add up to 1.
+    """Attention weights of whole sequences, each item of which sees itself and those before it."""
+    return attention_weights(query, key, causal_mask(query.shape[1], query.device))
 
-    query `[row, time, head, head_size]`, key `[row, time, kv_head, head_size]`. Padding on the right is seen by padding
-    alone.
+
+def causal_mask(num_items: int, device: torch.device) -> Tensor:
+    """Which keys a query sees, bool `[query, key]`: padding on the right is seen by padding alone."""
+    time = torch.arange(num_items, device=device)
+    return time <= time[:, None]
+
+
+def attention_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+    """Attention weights, `[row, head, query, key]`; those of a query add up to 1.
+
+    query `[row, time, head, head_size]`, key `[row, time, kv_head, head_size]`; visible bool, for every query at least
+    one key, broadcast to the shape of the weights.
     """
-    time = torch.arange(query.shape[1], device=query.device)
     scores = query.transpose(1, 2) @ _each_head(key, query.shape[2]).transpose(2, 3)
-    hidden = time > time[:, None]
-    return (scores / math.sqrt(query.shape[3])).masked_fill(hidden, -torch.inf).softmax(dim=3)
+    return (scores / math.sqrt(query.shape[3])).masked_fill(~visible, -torch.inf).softmax(dim=3)
 
 
 def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
