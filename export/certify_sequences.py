@@ -1,4 +1,4 @@
-"""Graphs that read whole sequences (`predict`, `score`, `inspect`), run as the server does, against the PyTorch reference.
+"""Graphs that read whole sequences, run as the server runs them, against the PyTorch reference.
 
 In a variant of lower precision `score` is held against the variant's own steps. `predict` has nothing of its own to be
 held against but the sequence alone; its divergence from PyTorch is measured.

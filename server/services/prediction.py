@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from server.services.inspection import inspect
 from statewise.v1 import prediction_pb2 as pb
 from statewise.v1.prediction_pb2_grpc import PredictionServiceServicer
 
@@ -18,3 +19,7 @@ class PredictionService(PredictionServiceServicer):
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
+
+    async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectResponse:  # noqa: N802 - the rpc's name
+        """What a model attends to, or how its gates stand, at every item of a sequence."""
+        return await inspect(request, self._repository, context.time_remaining())
