@@ -19,7 +19,7 @@ from tests.small_bundles import write_bundle
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.tokenizers import byte_level
 
-NUM_LAYERS, NUM_HEADS, HIDDEN_SIZE, MAX_POSITIONS = 2, 2, 16, 64
+NUM_HEADS, MAX_POSITIONS = 2, 64
 START = 0
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,13 +27,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "transformer",
         {
             "vocabulary_size": 258,
-            "hidden_size": HIDDEN_SIZE,
-            "num_layers": NUM_LAYERS,
+            "hidden_size": 16,
+            "num_layers": 1,
             "num_heads": NUM_HEADS,
             "max_positions": MAX_POSITIONS,
         },
     ),
-    "gated": ("lstm", {"features": 2, "hidden_size": 8}),
+    "gated": ("lstm", {"features": 2, "hidden_size": 8, "num_layers": 2}),
 }
 
 

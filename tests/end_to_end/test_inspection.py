@@ -1,20 +1,25 @@
-"""PredictionService.Inspect over a real connection."""
+"""What models show, from the exported graph through the server to clients and pictures."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
 from server.app import Application
 from statewise.client import AsyncClient, Client
+from statewise.commands import main
 from statewise.v1 import generation_pb2, prediction_pb2
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
-from tests.inspected import MAX_POSITIONS, NUM_HEADS, NUM_LAYERS, START, checkpoint_of, repository
+from tests.inspected import MAX_POSITIONS, NUM_HEADS, START, checkpoint_of, repository
 from tests.serving import running_server
+from training.tokenizers import byte_level
 
 INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 
@@ -31,6 +36,10 @@ def client(server: Application) -> Iterator[Client]:
         yield client
 
 
+def ids_of(text: str) -> list[int]:
+    return byte_level().encode(text, add_special_tokens=False).ids
+
+
 def shown_by_pytorch(name: str, items: torch.Tensor) -> dict[str, np.ndarray]:
     with torch.inference_mode():
         shown = checkpoint_of(name).module.inspect(items[None], torch.tensor([len(items)]))
@@ -45,19 +54,13 @@ def test_text_shows_pytorchs_attention_with_its_items(client: Client) -> None:
     assert len(inspection.items) == 6  # é is two bytes, each of which has a name of its own
     assert all(inspection.items)
     assert (inspection.info.model, inspection.info.version) == ("attentive", 1)
-    ids = checkpoint_ids("to é")
+    ids = ids_of("to é")
     expected = shown_by_pytorch("attentive", torch.tensor([START, *ids]))
-    assert list(inspection.tensors) == [f"attention.{layer}" for layer in range(NUM_LAYERS)]
+    assert list(inspection.tensors) == ["attention.0"]
     for name, weights in inspection.tensors.items():
         assert weights.shape == (NUM_HEADS, 6, 6)
         np.testing.assert_allclose(weights, expected[name], atol=1e-5)
         np.testing.assert_allclose(weights.sum(2), 1, atol=1e-5)
-
-
-def checkpoint_ids(text: str) -> list[int]:
-    from training.tokenizers import byte_level
-
-    return byte_level().encode(text, add_special_tokens=False).ids
 
 
 def test_vectors_show_pytorchs_gates(client: Client) -> None:
@@ -75,7 +78,7 @@ def test_vectors_show_pytorchs_gates(client: Client) -> None:
 
 def test_token_ids_show_what_the_text_shows(client: Client) -> None:
     """Ids may be sent in place of text."""
-    by_text, by_ids = client.inspect("attentive", "abc"), client.inspect("attentive", checkpoint_ids("abc"))
+    by_text, by_ids = client.inspect("attentive", "abc"), client.inspect("attentive", ids_of("abc"))
 
     assert by_text.items == by_ids.items
     for name, weights in by_text.tensors.items():
@@ -89,8 +92,6 @@ async def ask_async(address: str) -> dict[str, np.ndarray]:
 
 def test_the_asynchronous_client_gives_the_same(server: Application, client: Client) -> None:
     """Both clients are one."""
-    import asyncio
-
     tensors = asyncio.run(ask_async(server.address))
 
     for name, weights in client.inspect("attentive", "abc").tensors.items():
@@ -172,11 +173,86 @@ def test_bad_input_is_told_with_its_field(server: Application, case: str) -> Non
 
 def test_an_answer_that_would_be_too_large_is_refused_before_it_is_made(server: Application, monkeypatch) -> None:
     """The message has the numbers, and the longest sequence that it names is answered."""
-    monkeypatch.setattr("server.services.inspection.MAX_NUMBERS", NUM_LAYERS * NUM_HEADS * 10**2)
+    monkeypatch.setattr("server.services.inspection.MAX_NUMBERS", NUM_HEADS * 10**2)
     with Client(server.address, timeout=60) as client:
         with pytest.raises(
-            Exception, match="of 11 items would be 484 numbers, at most 400 are sent; give at most 10 it"
+            Exception, match="of 11 items would be 242 numbers, at most 200 are sent; give at most 10 it"
         ):
             client.inspect("attentive", "a" * 10)
 
         assert len(client.inspect("attentive", "a" * 9).items) == 10
+
+
+def plot(server: Application, *arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plot", *map(str, arguments), "--address", server.address])
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    """Thirty moments of two numbers."""
+    path = tmp_path / "series.csv"
+    np.savetxt(path, np.random.default_rng(1).standard_normal((30, 2)), delimiter=",")
+    return path
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    """Width and height of a picture that is not blank."""
+    pixels = imread(picture)
+    assert pixels.std() > 0.05
+    return pixels.shape[1], pixels.shape[0]
+
+
+def test_attention_of_a_served_model_becomes_a_picture(server: Application, tmp_path: Path, capsys) -> None:
+    """All heads stand side by side, and one head alone takes half of the room."""
+    assert plot(server, "attention", "attentive", "The cat sat on the mat", "-o", tmp_path / "all.png") == 0
+    assert plot(server, "attention", "attentive", "The cat", "--head", "1", "-o", tmp_path / "one.png") == 0
+
+    assert capsys.readouterr().out.splitlines()[-1] == f"picture: {tmp_path / 'one.png'}"
+    (width, height), (width_of_one, height_of_one) = size_of(tmp_path / "all.png"), size_of(tmp_path / "one.png")
+    assert (height, width_of_one < 0.7 * width) == (height_of_one, True)
+
+
+def test_gates_of_a_served_model_become_a_picture(server: Application, series: Path, tmp_path: Path) -> None:
+    """Both layers stand below each other, and one layer alone takes about half of the room."""
+    assert plot(server, "gates", "gated", "--series", series, "-o", tmp_path / "all.png") == 0
+    assert plot(server, "gates", "gated", "--series", series, "--layer", "1", "-o", tmp_path / "one.png") == 0
+
+    (width, height), (width_of_one, height_of_one) = size_of(tmp_path / "all.png"), size_of(tmp_path / "one.png")
+    assert (width, height_of_one < 0.7 * height) == (width_of_one, True)
+
+
+BAD_PLOTS = {
+    "gates of a Transformer": (("gates", "attentive", "ab"), "'attentive' shows no gates (it shows attention.0)"),
+    "attention of an LSTM": (("attention", "gated", "--series", "SERIES"), "use `statewise plot gates`"),
+    "a layer beyond the last": (("attention", "attentive", "ab", "--layer", "7"), "no layer 7 (layers: 0)"),
+    "a head beyond the last": (("attention", "attentive", "ab", "--head", "2"), "no head 2; the heads are 0 to 1"),
+    "a layer that is no number": (
+        ("attention", "attentive", "ab", "--layer", "-1"),
+        "--layer: must be a number from 0",
+    ),
+    "no input": (("attention", "attentive"), "give one of text, --tokens and --series, got none"),
+    "two inputs": (("attention", "attentive", "ab", "--tokens", "1"), "got text and --tokens"),
+    "ids that are none": (("attention", "attentive", "--tokens", "1,x"), "--tokens: must be ids"),
+    "a series that is not there": (("gates", "gated", "--series", "nowhere.csv"), "nowhere.csv"),
+    "a model that shows nothing": (
+        ("gates", "sum", "--series", "SERIES"),
+        "export it with `statewise export --inspect`",
+    ),
+    "another format": (("gates", "gated", "--series", "SERIES", "-o", "a.jpg"), "a.jpg does not end in .png"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PLOTS)
+def test_what_cannot_be_drawn_is_told(
+    server: Application, series: Path, case: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Exit code 2, one message with what is possible, and no picture."""
+    arguments, message = BAD_PLOTS[case]
+    monkeypatch.chdir(tmp_path)
+
+    assert plot(server, *(series if argument == "SERIES" else argument for argument in arguments)) == 2
+
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == [series]
