@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 from rich.table import Table
 
 from statewise.certificate import (
+    AnswerDivergence,
     Case,
     Certificate,
     LabelDivergence,
@@ -21,6 +22,8 @@ from statewise.certificate import (
     Tolerances,
     ValueDivergence,
 )
+
+Divergence = TokenDivergence | ValueDivergence | LabelDivergence | AnswerDivergence
 
 _BATCH = {"exact": "bit for bit", "within": "within limit"}
 
@@ -116,12 +119,18 @@ def _divergences(certificate: Certificate) -> list[Check]:
     return every
 
 
-def _divergence(divergence: TokenDivergence | ValueDivergence | LabelDivergence, limits: Limits) -> list[Check]:
+def _divergence(divergence: Divergence, limits: Limits) -> list[Check]:
     name, passed = "divergence from float32", divergence.within(limits)
     if isinstance(divergence, ValueDivergence):
         figure = (
             f"mean difference {divergence.mean_difference:.2g} (limit {limits.difference:g}), "
             f"max {divergence.max_difference:.2g} deviations; {divergence.num_items} {divergence.held_out} items"
+        )
+        return [Check(name, passed, figure)]
+    if isinstance(divergence, AnswerDivergence):
+        figure = (
+            f"mean difference {divergence.mean_difference:.2g} (limit {limits.answers:g}), max "
+            f"{divergence.max_difference:.2g} deviations; {divergence.num_answers} answers, {divergence.held_out} items"
         )
         return [Check(name, passed, figure)]
     if isinstance(divergence, LabelDivergence):

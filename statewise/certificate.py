@@ -66,6 +66,8 @@ class Limits(Figures):
     """Real vectors: mean absolute difference, in units of the data's standard deviation."""
     equal_labels: float = Field(ge=0, le=1)
     """Least share of labels of whole sequences, or of their items, that are the same."""
+    answers: float = Field(ge=0)
+    """Embeddings and values of whole sequences: mean absolute difference, in units of their own standard deviation."""
 
 
 class TokenDivergence(Figures):
@@ -91,14 +93,10 @@ class TokenDivergence(Figures):
 
 
 class ValueDivergence(Figures):
-    """A variant and PyTorch in float32 on the same items, in units of the standard deviation of the real vectors.
-
-    That is the data's where these are items, and that of PyTorch's own answers where they are embeddings or values of
-    whole sequences.
-    """
+    """A variant and PyTorch in float32 on the same real vectors, in units of the data's standard deviation."""
 
     held_out: Literal["data", "sampled"]
-    """Items that training has not seen, or, where the checkpoint has none, random ones."""
+    """Vectors that training has not seen, or, where the checkpoint has none, normally distributed ones."""
     num_items: int = Field(ge=1)
     mean_difference: float
     max_difference: float
@@ -106,6 +104,23 @@ class ValueDivergence(Figures):
     def within(self, limits: Limits) -> bool:
         """Whether it keeps to the limits; NaN does not."""
         return self.mean_difference <= limits.difference
+
+
+class AnswerDivergence(Figures):
+    """A variant and PyTorch in float32 on embeddings or values of the same sequences.
+
+    In units of the standard deviation of each number from one sequence to another.
+    """
+
+    held_out: Literal["data", "sampled"]
+    """Items that training has not seen, or, where the checkpoint has none, random ones."""
+    num_answers: int = Field(ge=1)
+    mean_difference: float
+    max_difference: float
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        return self.mean_difference <= limits.answers
 
 
 class LabelDivergence(Figures):
@@ -150,7 +165,7 @@ class SequenceAgreement(Figures):
     """Most probable labels; None where the model gives none."""
     batch_invariant: bool
     """A sequence alone gives what it gives in a full batch: bit for bit, or as `tolerances.batch` says."""
-    divergence: LabelDivergence | ValueDivergence | None = None
+    divergence: LabelDivergence | AnswerDivergence | None = None
     """Of what `predict` says from PyTorch in float32; None where the outputs themselves were held against it."""
 
     @property
@@ -184,7 +199,7 @@ class Certificate(Figures):
     """A prompt in chunks gives what it gives whole, within the tolerances; true where nothing is read in chunks."""
     sequences: tuple[SequenceAgreement, ...] = ()
     """The graphs that read whole sequences."""
-    divergence: TokenDivergence | ValueDivergence | LabelDivergence | None = None
+    divergence: TokenDivergence | ValueDivergence | LabelDivergence | AnswerDivergence | None = None
     """From PyTorch in float32; None where the outputs themselves were held against it."""
     limits: Limits | None = None
     cases: tuple[Case, ...] = Field(min_length=1)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.services.answers import info_of, open_graph
 from server.services.items import read_items
-from statewise.errors import DeadlineExceededError, InvalidRequestError
+from statewise.errors import InvalidRequestError
 from statewise.v1 import prediction_pb2 as pb
 
 if TYPE_CHECKING:
@@ -27,14 +27,7 @@ MAX_NUMBERS = 1 << 22
 
 async def inspect(request: pb.InspectRequest, repository: Repository, seconds_left: float | None) -> pb.InspectResponse:
     """Answer one request. Raises InvalidRequestError, naming the field, and whatever keeps the model from running."""
-    if seconds_left is not None and seconds_left <= 0:
-        raise DeadlineExceededError("the deadline had passed when the request came")
-    if request.version < 0:
-        raise InvalidRequestError(f"must be 0 (newest) or more, got {request.version}", field="version")
-    deadline = None if seconds_left is None else time.monotonic() + seconds_left
-    predictor = repository.predictor(request.model, request.version)
-    # Loaded at its first use, which takes a while.
-    batcher = await asyncio.to_thread(predictor.batcher, "inspect")
+    predictor, batcher, deadline = await open_graph(repository, request.model, request.version, "inspect", seconds_left)
     items = await read_items(request.input, predictor, "input")
     _check_size(len(items), batcher)
     shown = await asyncio.wrap_future(batcher.submit(items, deadline))
@@ -57,10 +50,8 @@ def _check_size(length: int, batcher: Batcher) -> None:
 def _response(
     predictor: Predictor, items: NDArray[Any], shown: Mapping[str, NDArray[np.float32]]
 ) -> pb.InspectResponse:
-    manifest = predictor.manifest
-    info = pb.PredictionInfo(model=manifest.name, version=manifest.version, variant=predictor.variant_name)
     pieces = [] if predictor.tokenizer is None else _pieces(items.tolist(), predictor.tokenizer)
-    response = pb.InspectResponse(items=pieces, info=info)
+    response = pb.InspectResponse(items=pieces, info=info_of(predictor))
     for name, values in shown.items():
         response.tensors.add(name=name, shape=values.shape, values=values.ravel().tolist())
     return response

@@ -34,7 +34,7 @@ class ReadSequence:
 
 
 async def read_items(given: pb.Items, predictor: Predictor, field: str) -> NDArray[Any]:
-    """int64 `[time]` or float32 `[time, features]`, at least one item; a model that generates has its start token first.
+    """One sequence, int64 `[time]` or float32 `[time, features]`, at least one item; start tokens as in `read_inputs`.
 
     `field` is the sequence's name on the wire. Raises InvalidRequestError, naming what is wrong with which field.
     """

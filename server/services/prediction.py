@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from server.services.inspection import inspect
+from server.services.predict import predict
+from server.services.score import score
 from statewise.v1 import prediction_pb2 as pb
 from statewise.v1.prediction_pb2_grpc import PredictionServiceServicer
 
@@ -20,6 +22,14 @@ class PredictionService(PredictionServiceServicer):
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
 
-    async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectResponse:  # noqa: N802 - the rpc's name
+    async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:  # noqa: N802 - the rpc's name
+        """Labels, tags, embeddings or values of whole sequences."""
+        return await predict(request, self._repository, context.time_remaining())
+
+    async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
+        """How probable a model finds given sequences, item by item."""
+        return await score(request, self._repository, context.time_remaining())
+
+    async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectResponse:  # noqa: N802
         """What a model attends to, or how its gates stand, at every item of a sequence."""
         return await inspect(request, self._repository, context.time_remaining())

@@ -10,8 +10,11 @@ from statewise.client.values import (
     GenerationInfo,
     Inspection,
     Model,
+    Prediction,
     PredictionInfo,
     Prompt,
+    Score,
+    Tag,
     TokenLogProbability,
     Usage,
 )
@@ -29,8 +32,11 @@ __all__ = [
     "GenerationInfo",
     "Inspection",
     "Model",
+    "Prediction",
     "PredictionInfo",
     "Prompt",
+    "Score",
+    "Tag",
     "TokenLogProbability",
     "Usage",
 ]

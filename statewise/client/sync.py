@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self, Unpack
 
 import grpc
 
 from statewise.client import core
-from statewise.client.values import Chunk, Generation, Inspection, Model, Prompt
+from statewise.client.values import Chunk, Generation, Inspection, Model, Prediction, Prompt, Score
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceStub
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
@@ -81,6 +82,24 @@ class Client:
         """Continue a prompt, and return the whole answer; options as in `GenerateOptions`."""
         with self.stream(model, prompt, **options) as chunks:
             return core.fold(chunks)
+
+    def predict(
+        self, model: str, inputs: Sequence[Prompt], *, version: int = 0, timeout: float | None = None
+    ) -> list[Prediction]:
+        """What a model says of whole sequences: labels, tags, embeddings or values, one answer for each."""
+        request = core.predict_request(model, inputs, version)
+        with core.errors_mapped(self.address):
+            response = self._prediction_stub.Predict(request, timeout=timeout or self._timeout)
+        return core.predictions_from(response)
+
+    def score(
+        self, model: str, inputs: Sequence[Prompt], *, version: int = 0, timeout: float | None = None
+    ) -> list[Score]:
+        """How probable a generating model finds whole sequences, item by item."""
+        request = core.score_request(model, inputs, version)
+        with core.errors_mapped(self.address):
+            response = self._prediction_stub.Score(request, timeout=timeout or self._timeout)
+        return core.scores_from(response)
 
     def inspect(self, model: str, sequence: Prompt, *, version: int = 0, timeout: float | None = None) -> Inspection:
         """What a model attends to, or how its gates stand, while it reads; it must be exported with `--inspect`."""

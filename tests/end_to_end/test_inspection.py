@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +13,17 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from export.certify_sequences import certify_sequences
+from export.inputs import Scale
 from server.app import Application
+from statewise.bundle import open_bundle
 from statewise.client import AsyncClient, Client
 from statewise.commands import main
 from statewise.v1 import generation_pb2, prediction_pb2
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
 from tests.inspected import MAX_POSITIONS, NUM_HEADS, START, checkpoint_of, repository
 from tests.serving import running_server
+from training.decoding import ReferenceDecoder
 from training.tokenizers import byte_level
 
 INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
@@ -256,3 +261,28 @@ def test_what_cannot_be_drawn_is_told(
 
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert list(tmp_path.iterdir()) == [series]
+
+
+def test_the_certificate_finds_a_gate_that_is_not_pytorchs() -> None:
+    """Beside a module whose forget gates stand a little further open, the graph misses, and names no other graph."""
+    checkpoint, bundle = checkpoint_of("gated"), open_bundle(repository() / "gated" / "1")
+    module = copy.deepcopy(checkpoint.module)
+    with torch.no_grad():
+        module.rnn.bias_ih_l1[8:16] += 1e-3  # input, forget, cell, output
+
+    def certify(module: torch.nn.Module) -> dict[str, bool]:
+        reference = ReferenceDecoder(module, bundle.manifest.model)
+        found = certify_sequences(bundle, "cpu-float32", reference, Scale(), lambda _: None, limits=None)
+        return {graph.graph: graph.passes(None) for graph in found}
+
+    assert certify(checkpoint.module) == {"inspect": True}
+    assert certify(module) == {"inspect": False}
+
+
+def test_verify_makes_the_certificate_of_what_is_shown_again(capsys) -> None:
+    """Its table has a line for the graph."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(repository() / "gated")])
+
+    assert stopped.value.code == 0
+    assert "inspect: against PyTorch" in " ".join(capsys.readouterr().err.split())
