@@ -1,4 +1,4 @@
-"""Graphs that read whole sequences (`predict`, `score`), run as the server runs them, against the PyTorch reference.
+"""Graphs that read whole sequences, run as the server runs them, against the PyTorch reference.
 
 In a variant of lower precision `score` is held against the variant's own steps. `predict` has nothing of its own to be
 held against but the sequence alone; its divergence from PyTorch is measured.
@@ -6,8 +6,9 @@ held against but the sequence alone; its divergence from PyTorch is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -36,11 +37,10 @@ from training.decoding import ReferenceDecoder
 from training.prediction import ReferencePredictor
 
 Array = NDArray[Any]
-Graph = Literal["predict", "score"]
+Graph = Literal["predict", "score", "inspect"]
 Progress = Callable[[str], None]
 
-GRAPHS: tuple[Graph, ...] = ("predict", "score")
-OUTPUTS: dict[Graph, str] = {"predict": "output", "score": "log_probabilities"}
+GRAPHS: tuple[Graph, ...] = ("predict", "score", "inspect")
 
 SMALL_LENGTHS = tuple(range(1, 17))
 """A full batch of all lengths of the smallest bucket."""
@@ -50,6 +50,8 @@ PAIRS = ((33, 64), (65, 128))
 """Both borders of a bucket."""
 MAX_NEAR_LIMIT = 2047
 """A model of more positions is not filled: it would take too long, and show nothing new."""
+MAX_INSPECTED = 128
+"""Attention weights of longer sequences are too many to hold, and no server would send them."""
 BATCH_SIZES = (1, 2, 7, 16)
 
 
@@ -110,7 +112,10 @@ def certify_sequences(
     for graph in (graph for graph in GRAPHS if graph in variant.one_shot_graphs):
         progress(f"{graph}: whole sequences")
         runner = OneShotRunner.load(bundle, variant_name, graph, device=device)
-        batches = [random_items(spec, lengths, scale) for lengths in batch_lengths(spec.max_positions)]
+        longest = spec.max_positions
+        if graph == "inspect":
+            longest = min(longest or MAX_INSPECTED, MAX_INSPECTED)
+        batches = [random_items(spec, lengths, scale) for lengths in batch_lengths(longest)]
         expect = _expectation(graph, runner, predictor, itself, is_exact=is_exact)
         expected = [[expect(row) for row in rows] for rows in batches]
         tolerances = against_pytorch(spec, variant) if is_exact else against_itself(_numbers(expected))
@@ -134,21 +139,21 @@ def certify_without_steps(
     held_out: Array | None,
     device: str | None,
 ) -> Certificate:
-    """The certificate of a model whose only graph reads whole sequences; arguments as for `export.certify.certify`."""
-    (found,) = certify_sequences(
+    """The certificate of a model that only reads whole sequences; arguments as for `export.certify.certify`."""
+    found, *others = certify_sequences(
         bundle, variant_name, reference, scale, progress, limits=limits, held_out=held_out, device=device
     )
     agreement = found.agreement()
     return Certificate(
         **subject_of(bundle, variant_name, limits),
-        passed=found.passes(limits),
+        passed=all(graph.passes(limits) for graph in (found, *others)),
         tolerances=agreement.tolerances,
         outputs=agreement.outputs,
         batch_invariant=agreement.batch_invariant,
         chunk_invariant=True,
-        sequences=(agreement,),
+        sequences=(agreement, *(graph.agreement() for graph in others)),
         divergence=agreement.divergence,
-        cases=tuple(found.cases),
+        cases=tuple(case for graph in (found, *others) for case in graph.cases),
         seeds=(DATA_SEED,),
     )
 
@@ -157,6 +162,8 @@ def _expectation(
     graph: Graph, runner: OneShotRunner, predictor: ReferencePredictor, itself: SelfReference | None, *, is_exact: bool
 ) -> Callable[[Array], Array]:
     """What gives the answer that one sequence is held against."""
+    if graph == "inspect":
+        return lambda row: _by_item(predictor.inspect(row))
     if is_exact:
         return predictor.predict if graph == "predict" else predictor.score
     if graph == "predict":
@@ -258,4 +265,17 @@ def _with_labels(counts: TokenAgreement, actual: Array, expected: Array, toleran
 
 
 def _answers(runner: OneShotRunner, graph: Graph, rows: Sequence[Array], width: int) -> list[Array]:
-    return [outputs[OUTPUTS[graph]] for outputs in runner.run_rows(rows, width)]
+    return [_READ[graph](outputs) for outputs in runner.run_rows(rows, width)]
+
+
+def _by_item(shown: Mapping[str, Array]) -> Array:
+    """All that is shown of each item, `[time, numbers]`: its weights as a query, and the units of its gates."""
+    tensors = [shown[name] for name in sorted(shown)]
+    return np.concatenate([np.moveaxis(t, -2, 0).reshape(t.shape[-2], -1) for t in tensors], axis=1)
+
+
+_READ: dict[Graph, Callable[[dict[str, Array]], Array]] = {
+    "predict": itemgetter("output"),
+    "score": itemgetter("log_probabilities"),
+    "inspect": _by_item,
+}

@@ -28,6 +28,13 @@ VariantOption = Annotated[
         + ".",
     ),
 ]
+InspectOption = Annotated[
+    bool,
+    typer.Option(
+        "--inspect",
+        help="Add a graph of attention weights, or of gates, for `statewise plot`; to variants in float32.",
+    ),
+]
 MaxKLOption = Annotated[
     float | None,
     typer.Option(
@@ -53,6 +60,7 @@ def export(
         int | None, typer.Option(min=1, help="Version to make; the next free one where absent. Never overwritten.")
     ] = None,
     variant: VariantOption = [DEFAULT_VARIANT],  # noqa: B006 # typer copies it
+    inspect: InspectOption = False,
     max_kl: MaxKLOption = None,
     report: ReportOption = None,
     report_file: ReportFileOption = None,
@@ -73,7 +81,14 @@ def export(
         progress("loading the checkpoint")
         loaded = load_checkpoint(checkpoint)
         exported = export_checkpoint(
-            loaded, to, name=name, version=version, variants=variant, max_kl=max_kl, progress=progress
+            loaded,
+            to,
+            name=name,
+            version=version,
+            variants=variant,
+            inspect=inspect,
+            max_kl=max_kl,
+            progress=progress,
         )
     _show(console, exported.certificates, report, report_file)
     if exported.folder is None:

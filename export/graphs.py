@@ -1,13 +1,13 @@
 """The graphs of a bundle.
 
 `step`: any number of new items per row; `decode`: K single-item steps in a Loop; `mixed`: one item of each of the
-first rows and a chunk of the row behind them; `encode`: a source to the state that a row begins from; `predict` and
-`score`: whole sequences. Memories go into a step and do not come out of it.
+first rows and a chunk of the row behind them; `encode`: a source to the state that a row begins from; `predict`,
+`score` and `inspect`: whole sequences. Memories go into a step and do not come out of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -158,6 +158,12 @@ def score_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     outputs = [_info(result, "float32", ["row", "previous"])]
     graph = helper.make_graph([*traced.nodes, *op.nodes], "score", _whole_infos(spec), outputs)
     return _rename(graph, {result: "log_probabilities"})
+
+
+def inspection_graph(traced: TracedStep, spec: ModelSpec, shapes: Mapping[str, Sequence[str | int]]) -> onnx.GraphProto:
+    """Inputs as for `predict`; what the model shows of each sequence, in these shapes by name."""
+    outputs = [_info(name, "float32", shape) for name, shape in shapes.items()]
+    return helper.make_graph(traced.nodes, "inspect", _whole_infos(spec), outputs)
 
 
 def finish_model(graph: onnx.GraphProto, weights: Sequence[TensorProto]) -> onnx.ModelProto:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from export.graphs import (
     decode_graph,
     encode_graph,
     finish_model,
+    inspection_graph,
     mixed_graph,
     predict_graph,
     score_graph,
@@ -28,7 +29,9 @@ from export.subject import library_versions
 from export.tolerances import limits
 from export.trace import (
     TracedStep,
+    shown_shapes,
     trace_encode,
+    trace_inspection,
     trace_mixed,
     trace_next_outputs,
     trace_prediction,
@@ -40,7 +43,7 @@ from server.runtime.providers import why_not
 from statewise.bundle import Bundle, open_bundle, resolve_bundle
 from statewise.bundle_writer import BundleContent, new_bundle
 from statewise.certificate import Certificate, Limits, check_certificate
-from statewise.errors import BundleError
+from statewise.errors import BundleError, ConfigError
 from statewise.manifest import Variant
 from statewise.model_spec import ModelSpec
 from training.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, Checkpoint, load_checkpoint
@@ -67,19 +70,22 @@ def export_checkpoint(
     name: str | None = None,
     version: int | None = None,
     variants: Iterable[str] = (DEFAULT_VARIANT,),
+    inspect: bool = False,
     max_kl: float | None = None,
     progress: Progress = lambda _: None,
 ) -> Exported:
     """Export a checkpoint into a model repository, as the next version of the model unless one is named.
 
     `max_kl` is the largest KL divergence from float32, in nats, of variants of lower precision; their precision's
-    limit where absent.
+    limit where absent. `inspect` adds graphs of what the model shows to the variants in float32.
     Raises ConfigError where a variant, the name or the version cannot be used, or the disk fails.
     """
     chosen = plans(variants)
+    if inspect:
+        _check_inspection(checkpoint, chosen)
     with new_bundle(repository, checkpoint.name if name is None else name, version) as draft:
         progress("tracing the model")
-        written = {n: write_variant(n, plan, checkpoint, draft.folder) for n, plan in chosen.items()}
+        written = {n: write_variant(n, plan, checkpoint, draft.folder, inspect=inspect) for n, plan in chosen.items()}
         _copy_checkpoint(checkpoint, draft.folder)
         content = BundleContent(
             plugin=checkpoint.plugin.name,
@@ -155,11 +161,21 @@ def scale_of(checkpoint: Checkpoint) -> Scale:
     return Scale(standardization.mean, standardization.deviation) if standardization else Scale()
 
 
-def write_variant(name: str, plan: VariantPlan, checkpoint: Checkpoint, folder: Path) -> Variant:
+def _check_inspection(checkpoint: Checkpoint, chosen: Mapping[str, VariantPlan]) -> None:
+    plugin = checkpoint.plugin
+    if not plugin.inspects(checkpoint.config):
+        raise ConfigError(f"--inspect: a model of plugin {plugin.name!r} has neither attention nor gates to show")
+    if not any(plan.shows for plan in chosen.values()):
+        raise ConfigError(f"--inspect: only variants in float32 show what goes on; add one to {', '.join(chosen)}")
+
+
+def write_variant(
+    name: str, plan: VariantPlan, checkpoint: Checkpoint, folder: Path, *, inspect: bool = False
+) -> Variant:
     """Write the graphs of a variant and the weights that they share."""
     spec = checkpoint.plugin.spec(checkpoint.config)
     with attention_lowering(plan.attention):
-        graphs, weights = _graphs(plan, checkpoint, spec)
+        graphs, weights = _graphs(plan, checkpoint, spec, inspect=inspect and plan.shows)
     files = {graph: f"{graph}.{name}.onnx" for graph in graphs}
     data = f"weights.{name}.data"
     initializers = write_weights(folder / data, weights)
@@ -179,7 +195,7 @@ def write_variant(name: str, plan: VariantPlan, checkpoint: Checkpoint, folder: 
 
 
 def _graphs(
-    plan: VariantPlan, checkpoint: Checkpoint, spec: ModelSpec
+    plan: VariantPlan, checkpoint: Checkpoint, spec: ModelSpec, *, inspect: bool
 ) -> tuple[dict[str, onnx.GraphProto], dict[str, NDArray[Any]]]:
     """The graphs of a variant by name, and all their weights; the trace is in the spec's own types."""
     module, lowered = checkpoint.in_raw_units(), spec.with_state_dtype(plan.state_dtype)
@@ -207,6 +223,8 @@ def _graphs(
         graphs["score"] = score_graph(trace(trace_next_outputs, "score"), lowered)
     if spec.source is not None:
         graphs["encode"] = encode_graph(trace(trace_encode, "encode"), lowered)
+    if inspect:
+        graphs["inspect"] = inspection_graph(trace(trace_inspection, "inspect"), lowered, shown_shapes(module, spec))
     return graphs, weights
 
 

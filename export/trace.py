@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from statewise.errors import ConfigError
 from statewise.model_spec import InputSpec, ModelSpec, TokenInput
 from training.state import zero_state
 from training.transformer.attention import attention_lowering
@@ -38,9 +39,11 @@ class TracedStep:
     weights: dict[str, NDArray[Any]]
     """Initializers by name, in the layout of the ONNX operators."""
     output: str
-    """Name of the head's output: of a step at each row's last real item, `[row, size]`. Empty where state is all."""
+    """Name of the head's output: of a step at each row's last real item, `[row, size]`; of an inspection, its first.
+
+    Empty where state is all."""
     new_state: tuple[str, ...]
-    """Names of the state that is written: memories are only read."""
+    """Names of all other results; memories are not among them, being only read."""
     reals: frozenset[str]
     """Names of the float32 values, weights aside."""
 
@@ -131,11 +134,22 @@ class _NextOutputs(torch.nn.Module):
         return outputs
 
 
+class _Shown(torch.nn.Module):
+    """Whole sequences to what the module shows of them."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module.inspect(items, lengths).values())  # type: ignore[operator] # plugin API
+
+
 def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace the step function with dynamic rows and time."""
     row, time = torch.export.Dim("row"), torch.export.Dim("time")
     state = zero_state(spec, _TRACE_ROWS, _TRACE_POSITIONS)
-    example = (_example_items(spec.input, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1, state)
+    example = (*_example_rows(spec), state)
     sizes = ({0: row, 1: time}, {0: row}, _state_sizes(spec, {"row": row, "position": torch.export.Dim("position")}))
     names = ["items", "lengths", *(f"state.{s.name}" for s in spec.state)]
     results = tuple(f"new_state.{s.name}" for s in spec.written_state)
@@ -190,11 +204,40 @@ def trace_next_outputs(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     return _trace_whole(_NextOutputs(module, spec), spec)
 
 
-def _trace_whole(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
-    example = (_example_items(spec.input, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1)
+def trace_inspection(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
+    """Trace what the module shows of whole sequences, with dynamic rows and time. Raises as `shown_shapes`."""
+    return _trace_whole(_Shown(module), spec, tuple(shown_shapes(module, spec)))
+
+
+def shown_shapes(module: torch.nn.Module, spec: ModelSpec) -> dict[str, tuple[str | int, ...]]:
+    """Shapes by name of what the module shows of whole sequences.
+
+    Raises ConfigError where that is something else than the plugin API says.
+    """
+    with torch.inference_mode():
+        shown = module.eval().inspect(*_example_rows(spec))  # type: ignore[operator] # plugin API
+    if not shown:
+        raise ConfigError("`inspect` of the module shows nothing; let the plugin's `inspects` say so")
+    return {name: _shown_shape(name, tensor) for name, tensor in shown.items()}
+
+
+def _shown_shape(name: str, tensor: Tensor) -> tuple[str | int, ...]:
+    is_real, sizes = tensor.dtype == torch.float32, list(tensor.shape)
+    if is_real and tensor.ndim == 3 and sizes[:2] == [_TRACE_ROWS, _TRACE_TIME]:
+        return "row", "time", sizes[2]
+    if is_real and tensor.ndim == 4 and [sizes[0], *sizes[2:]] == [_TRACE_ROWS, _TRACE_TIME, _TRACE_TIME]:
+        return "row", sizes[1], "time", "time"
+    raise ConfigError(
+        f"`inspect` of the module shows {name!r} as {tensor.dtype} {sizes}, for {_TRACE_ROWS} rows of {_TRACE_TIME} "
+        "items; expected is float32 [row, head, query, key] or [row, time, unit]"
+    )
+
+
+def _trace_whole(module: torch.nn.Module, spec: ModelSpec, results: tuple[str, ...] = ("output",)) -> TracedStep:
     row, time = torch.export.Dim("row"), torch.export.Dim("time")
     with attention_lowering("plain"):
-        return _trace(module, example, ({0: row, 1: time}, {0: row}), ["items", "lengths"], ())
+        names, sizes = ["items", "lengths"], ({0: row, 1: time}, {0: row})
+        return _trace(module, _example_rows(spec), sizes, names, results[1:], results[0])
 
 
 def _trace(
@@ -228,6 +271,10 @@ def _state_sizes(spec: ModelSpec, sizes: dict[str, Any]) -> tuple[dict[int, Any]
         {d: sizes[size] for d, size in enumerate(part.shape) if isinstance(size, str) and size in sizes}
         for part in spec.state
     )
+
+
+def _example_rows(spec: ModelSpec) -> tuple[Tensor, Tensor]:
+    return _example_items(spec.input, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1
 
 
 def _example_items(reads: InputSpec, num_rows: int, time: int) -> Tensor:

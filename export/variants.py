@@ -40,6 +40,11 @@ class VariantPlan:
         """What the variant's state is held in."""
         return "float16" if self.precision == "float16" else "float32"
 
+    @property
+    def shows(self) -> bool:
+        """Whether it can show attention and gates: rounded to fewer bits, they would be another model's."""
+        return self.precision == "float32"
+
     def lower(self, traced: TracedStep) -> TracedStep:
         """Return the traced step after all passes."""
         for lowered_by in self.passes:

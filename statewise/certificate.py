@@ -142,7 +142,7 @@ class LabelDivergence(Figures):
 class Case(Figures):
     """One shape of input that was run."""
 
-    graph: Literal["step", "predict", "score"] = "step"
+    graph: Literal["step", "predict", "score", "inspect"] = "step"
     """Which graph, `step` standing for all those that carry state."""
     prompt_length: int = Field(ge=0)
     """Longest prompt or sequence of the batch, where rows are ragged."""
@@ -160,7 +160,7 @@ class Case(Figures):
 class SequenceAgreement(Figures):
     """How a graph that reads whole sequences agrees with the reference."""
 
-    graph: Literal["predict", "score"]
+    graph: Literal["predict", "score", "inspect"]
     tolerances: Tolerances
     outputs: OutputAgreement
     labels: TokenAgreement | None = None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from statewise.errors import ConfigError
 
 
 @contextmanager
@@ -28,6 +31,24 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Replace a file's content, at once."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def check_picture_path(output: Path, *beside: Path) -> None:
+    """Refuse a path at which no PNG can be written, or no file `beside` it: before the work, not after it.
+
+    Raises ConfigError.
+    """
+    if output.suffix != ".png":
+        raise ConfigError(f"output: {output} does not end in .png, which is what is written; add it")
+    try:
+        existing = next(folder for folder in output.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(f"output: {output} cannot be written ({error.strerror}); give another path") from error
+    for path in (output, *beside):
+        if path.is_dir():
+            raise ConfigError(f"output: {path} is a folder; give the path of a file that ends in .png")
 
 
 def _flush_folder(folder: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from statewise.errors import ConfigError
+from training.files import check_picture_path
+from training.inspection_command import attention, gates
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +24,10 @@ plot = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=
 @plot.callback()
 def _plot() -> None:
     """Draw pictures that explain models."""
+
+
+plot.command()(attention)
+plot.command()(gates)
 
 
 @plot.command()
@@ -52,7 +57,7 @@ def gradients(
     """
     asked = _read_distances(distances)
     names = list(dict.fromkeys(name.strip() for name in families.split(",")))
-    _check_output(output)
+    check_picture_path(output, output.with_suffix(".json"))
     # Only now torch, which takes a second to import.
     import torch
     from rich.console import Console
@@ -117,18 +122,3 @@ def _read_distances(text: str) -> tuple[int, ...]:
             )
         distances.add(int(part))
     return tuple(sorted(distances))
-
-
-def _check_output(output: Path) -> None:
-    """A path that cannot be written is told before the training, not after it."""
-    if output.suffix != ".png":
-        raise ConfigError(f"output: {output} does not end in .png, which is what is written; add it")
-    try:
-        existing = next(folder for folder in output.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise ConfigError(f"output: {output} cannot be written ({error.strerror}); give another path") from error
-    for path in (output, output.with_suffix(".json")):
-        if path.is_dir():
-            raise ConfigError(f"output: {path} is a folder; give the path of a file that ends in .png")

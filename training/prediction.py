@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 class ReferencePredictor:
-    """Answers as the graphs `predict` and `score` do."""
+    """Answers as the graphs `predict`, `score` and `inspect` do."""
 
     def __init__(self, decoder: ReferenceDecoder) -> None:
         self.spec = decoder.spec
@@ -31,6 +31,12 @@ class ReferencePredictor:
         else:
             answer = module.head(module(items, lengths, ())[0])
         return answer[0].numpy()
+
+    @torch.inference_mode()
+    def inspect(self, row: Array) -> dict[str, NDArray[np.float32]]:
+        """What the model shows of a sequence by name, `[head, query, key]` or `[time, unit]`."""
+        shown = self._decoder.module.inspect(torch.from_numpy(np.array(row))[None], torch.tensor([len(row)]))
+        return {name: tensor[0].numpy() for name, tensor in shown.items()}
 
     def outputs(self, row: Array) -> NDArray[np.float32]:
         """Outputs at every item of a sequence, `[time, size]`."""

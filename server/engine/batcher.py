@@ -99,6 +99,10 @@ class Batcher:
         hangs = started is not None and time.monotonic() - started > RUN_TIMEOUT_SECONDS
         return self._failure is None and not hangs
 
+    def num_numbers(self, length: int) -> int:
+        """Numbers in the answer to a sequence of this length."""
+        return self._runner.num_numbers(length)
+
     def submit(self, items: Array, deadline: float | None = None) -> Future[Answer]:
         """Queue one sequence; as `submit_all`."""
         return self.submit_all([items], deadline)[0]

@@ -113,4 +113,5 @@ class Predictor:
         head = self.manifest.model.head
         if graph == "score" and isinstance(head, CategoricalHead | MixtureHead):
             return min(self.settings.max_batch_tokens, MAX_SCORE_NUMBERS // head.output_size)
-        return self.settings.max_batch_tokens
+        # What is shown of one sequence can be large enough.
+        return 1 if graph == "inspect" else self.settings.max_batch_tokens

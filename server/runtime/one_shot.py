@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,11 @@ class OneShotRunner:
         outputs = self.run(items, lengths)
         return [self.cut(outputs, row, len(items)) for row, items in enumerate(rows)]
 
+    def num_numbers(self, length: int) -> int:
+        """Numbers in all outputs of one row of this length."""
+        sizes = ([self._size(size, length) for size in shape[1:]] for shape in self._shapes.values())
+        return sum(math.prod(row) for row in sizes)
+
     def bucket_of(self, length: int) -> int:
         """The width that a sequence of this length is padded to."""
         return bucket_of(length, self.max_positions)
@@ -97,6 +103,10 @@ class OneShotRunner:
         else:
             row = np.zeros((length, self.reads.features), np.float32)
         self.run_rows([row], self.bucket_of(length))
+
+    @staticmethod
+    def _size(size: int | str, length: int) -> int:
+        return size if isinstance(size, int) else length - _FEWER.get(size, 0)
 
     def _part(self, name: str, row: int, length: int) -> tuple[int | slice, ...]:
         sizes = self._shapes[name][1:]

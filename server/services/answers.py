@@ -1,4 +1,4 @@
-"""What Predict and Score share: from a request's sequences to the outputs of a graph for each."""
+"""What Predict, Score and Inspect share: from a request's sequences to the outputs of a graph for each."""
 
 from __future__ import annotations
 
@@ -33,15 +33,22 @@ async def answer_inputs(
 
     Raises InvalidRequestError, naming the field, DeadlineExceededError, and what repository and batcher raise.
     """
+    predictor, batcher, deadline = await open_graph(repository, model, version, graph, seconds_left)
+    sequences = await read_inputs(inputs, predictor)
+    return predictor, sequences, await _run(batcher, [sequence.items for sequence in sequences], deadline)
+
+
+async def open_graph(
+    repository: Repository, model: str, version: int, graph: OneShotGraph, seconds_left: float | None
+) -> tuple[Predictor, Batcher, float | None]:
+    """The model, its graph and the request's deadline, in time.monotonic() seconds; raises as `answer_inputs`."""
     if seconds_left is not None and seconds_left <= 0:
         raise DeadlineExceededError("the deadline had passed when the request came")
     deadline = None if seconds_left is None else time.monotonic() + seconds_left
     if version < 0:
         raise InvalidRequestError(f"must be 0 (newest) or more, got {version}", field="version")
     predictor = repository.predictor(model, version)
-    batcher = await _batcher(predictor, graph)
-    sequences = await read_inputs(inputs, predictor)
-    return predictor, sequences, await _run(batcher, [sequence.items for sequence in sequences], deadline)
+    return predictor, await _batcher(predictor, graph), deadline
 
 
 def info_of(predictor: Predictor) -> pb.PredictionInfo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from server.services.inspection import inspect
 from server.services.predict import predict
 from server.services.score import score
 from statewise.v1 import prediction_pb2 as pb
@@ -28,3 +29,7 @@ class PredictionService(PredictionServiceServicer):
     async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
         """How probable a model finds given sequences, item by item."""
         return await score(request, self._repository, context.time_remaining())
+
+    async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectResponse:  # noqa: N802
+        """What a model attends to, or how its gates stand, at every item of a sequence."""
+        return await inspect(request, self._repository, context.time_remaining())

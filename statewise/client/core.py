@@ -16,6 +16,7 @@ from statewise.client.values import (
     Generation,
     GenerationInfo,
     Hypothesis,
+    Inspection,
     Model,
     Prediction,
     PredictionInfo,
@@ -167,6 +168,15 @@ def _set_inputs(
         _set_prompt(request.inputs.add(), sequence)
 
 
+def inspect_request(model: str, sequence: Prompt, version: int) -> prediction_pb2.InspectRequest:
+    """Build the request. Raises InvalidRequestError for what a message cannot hold."""
+    request = prediction_pb2.InspectRequest()
+    _set(request, "model", model)
+    _set(request, "version", version)
+    _set_prompt(request.input, sequence)
+    return request
+
+
 def _set_prompt(request: pb.GenerateRequest | pb.Items, prompt: Prompt, field: str = "prompt") -> None:
     if isinstance(prompt, str):
         _set(request, "text", prompt)
@@ -265,6 +275,15 @@ def scores_from(response: prediction_pb2.ScoreResponse) -> list[Score]:
 
 def _prediction_info(message: prediction_pb2.PredictionInfo) -> PredictionInfo:
     return PredictionInfo(message.model, message.version, message.variant)
+
+
+def inspection_from(response: prediction_pb2.InspectResponse) -> Inspection:
+    """Read what a model shows."""
+    return Inspection(
+        items=tuple(response.items),
+        tensors={t.name: np.array(t.values, np.float32).reshape(tuple(t.shape)) for t in response.tensors},
+        info=_prediction_info(response.info),
+    )
 
 
 def fold(chunks: Iterable[Chunk]) -> Generation:

@@ -8,7 +8,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from statewise.client import core
-from statewise.client.values import Chunk, Generation, Model, Prediction, Prompt, Score
+from statewise.client.values import Chunk, Generation, Inspection, Model, Prediction, Prompt, Score
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceStub
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
@@ -100,6 +100,13 @@ class Client:
         with core.errors_mapped(self.address):
             response = self._prediction_stub.Score(request, timeout=timeout or self._timeout)
         return core.scores_from(response)
+
+    def inspect(self, model: str, sequence: Prompt, *, version: int = 0, timeout: float | None = None) -> Inspection:
+        """What a model attends to, or how its gates stand, while it reads; it must be exported with `--inspect`."""
+        request = core.inspect_request(model, sequence, version)
+        with core.errors_mapped(self.address):
+            response = self._prediction_stub.Inspect(request, timeout=timeout or self._timeout)
+        return core.inspection_from(response)
 
     def models(self) -> list[Model]:
         """List the server's models, also those that it has refused, with the reason."""

@@ -154,6 +154,17 @@ class Score:
         return math.exp(-self.total / count) if count else math.nan
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspection:
+    """What a model shows of a sequence."""
+
+    items: tuple[str, ...]
+    """Each item as text, a start token included; empty where the model has no tokenizer."""
+    tensors: Mapping[str, NDArray[np.float32]]
+    """By name, with the layer behind a dot: attention weights `[head, query, key]`, activations `[time, unit]`."""
+    info: PredictionInfo
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """One model of a server's repository."""

@@ -60,6 +60,10 @@ class TransformerEncoderPlugin(EncoderPlugin):
     name = "transformer_encoder"
     config_class = TransformerEncoderConfig
 
+    def inspects(self, config: TransformerEncoderConfig) -> bool:
+        """Attention weights."""
+        return True
+
     def build(self, config: TransformerEncoderConfig) -> nn.Module:
         """The module, freshly initialised."""
         return TransformerEncoder(config)
@@ -70,6 +74,10 @@ class RecurrentEncoderPlugin(EncoderPlugin):
 
     config_class = RecurrentEncoderConfig
     cell: ClassVar[Cell]
+
+    def inspects(self, config: RecurrentEncoderConfig) -> bool:
+        """Gates, which plain recurrent networks lack."""
+        return self.cell != "rnn"
 
     def build(self, config: RecurrentEncoderConfig) -> nn.Module:
         """The module, initialised as torch.nn does."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from training.encoder.answers import Answer
+from training.recurrent.gates import gate_activations
 from training.recurrent.locked_dropout import LockedDropout, single_layer
 from training.recurrent.module import Cell
 from training.recurrent.onnx_operators import onnx_layer
@@ -38,14 +39,33 @@ class RecurrentEncoder(nn.Module):
     def forward(self, items: Tensor, lengths: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
         """What the answer reads; both directions' vectors of an item stand side by side."""
         hidden = self.dropout(items if self.embedding is None else self.embedding(items))
-        run_layer = self._onnx_layer if torch.compiler.is_exporting() else self._eager_layer
         for layer in range(self.rnn.num_layers):
-            hidden = self.dropout(run_layer(layer, hidden, lengths))
+            hidden = self.dropout(self._run_layer(layer, hidden, lengths))
         return self.output.pool(hidden, lengths), ()
+
+    def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Activations of every layer's gates, `input_gate.0` and, on the way back, `input_gate.0.reverse`."""
+        inputs = items if self.embedding is None else self.embedding(items)
+        activations = {}
+        for layer in range(self.rnn.num_layers):
+            hidden = self._run_layer(layer, inputs, lengths)
+            forward, backward = hidden.chunk(2, dim=2)
+            gates = gate_activations(self.rnn, layer, inputs, forward)
+            activations |= {f"{name}.{layer}": gate for name, gate in gates.items()}
+            turned = _reverse(inputs, lengths), _reverse(backward, lengths)
+            gates = gate_activations(self.rnn, layer, *turned, direction="_reverse")
+            activations |= {f"{name}.{layer}.reverse": _reverse(gate, lengths) for name, gate in gates.items()}
+            inputs = hidden
+        return activations
 
     def head(self, hidden: Tensor) -> Tensor:
         """Labels, a value or an embedding."""
         return self.output(hidden)
+
+    def _run_layer(self, layer: int, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Both directions' hidden vectors side by side, `[row, time, 2 * hidden_size]`."""
+        run = self._onnx_layer if torch.compiler.is_exporting() else self._eager_layer
+        return run(layer, inputs, lengths)
 
     def _eager_layer(self, layer: int, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Whole padded rows, the real items of each turned round for the way back: several times as fast as packing."""

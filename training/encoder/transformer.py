@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from training.encoder.answers import Answer
+from training.masks import real_items
 from training.transformer.module import Layer, TransformerTrunk
 from training.transformer.whole import WholeRows
 
@@ -28,6 +29,10 @@ class TransformerEncoder(TransformerTrunk):
         places = torch.arange(items.shape[1], device=items.device)[None]
         hidden = self.run(items, places, WholeRows(lengths, items.shape[1]))
         return self.output.pool(hidden, lengths), ()
+
+    def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Attention weights of every layer, `attention.0` and so on, `[row, head, query, key]`."""
+        return self.show(items, real_items(lengths, items.shape[1])[:, None, None])
 
     def head(self, hidden: Tensor) -> Tensor:
         """Labels, a value or an embedding."""

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def gate_activations(rnn: nn.RNNBase, layer: int, inputs: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+def gate_activations(
+    rnn: nn.RNNBase, layer: int, inputs: Tensor, hidden: Tensor, *, direction: str = ""
+) -> dict[str, Tensor]:
     """Activations by name, `[row, time, hidden_size]`, named as torch.nn.LSTM and torch.nn.GRU name them.
 
     inputs `[row, time, features]` and hidden `[row, time, hidden_size]`: what the layer read and gave, from zero state.
     LSTM: c = forget_gate * c + input_gate * cell_gate, hidden = output_gate * tanh(c).
     GRU: hidden = (1 - update_gate) * new_gate + update_gate * hidden.
+    `direction` "_reverse" names the weights of the way back; inputs and hidden are then turned round already.
     """
-    weights = {name: getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weights = {name: getattr(rnn, f"{name}_l{layer}{direction}") for name in names}
     before = F.pad(hidden[:, :-1], (0, 0, 1, 0))
     from_inputs = F.linear(inputs, weights["weight_ih"], weights["bias_ih"])
     from_hidden = F.linear(before, weights["weight_hh"], weights["bias_hh"])

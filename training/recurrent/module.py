@@ -122,10 +122,11 @@ class RecurrentModule(nn.Module):
 
     def _whole_rows(self, layer: int, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Hidden vectors of one layer over whole sequences."""
-        zeros = inputs.new_zeros(inputs.shape[0], self.rnn.hidden_size)
+        zeros = inputs.new_zeros(1, inputs.shape[0], self.rnn.hidden_size)
         state = (zeros, zeros) if self.cell == "lstm" else (zeros,)
         if torch.compiler.is_exporting():
             return onnx_layer(self.rnn, self.cell, layer, inputs.transpose(0, 1), lengths, state)[0].transpose(0, 1)
+        state = tuple(vector[0] for vector in state)
         return self._forward_eager(single_layer(self.rnn, layer), inputs, lengths, state)[0]
 
     def _stack(self, state: State) -> Tensor | State:

@@ -71,15 +71,24 @@ def cached_attention(
 
 
 def causal_weights(query: Tensor, key: Tensor) -> Tensor:
-    """Attention weights of whole sequences, `[row, head, query, key]`; those of a query add up to 1.
+    """Attention weights of whole sequences, each item of which sees itself and those before it."""
+    return attention_weights(query, key, causal_mask(query.shape[1], query.device))
 
-    query `[row, time, head, head_size]`, key `[row, time, kv_head, head_size]`. Padding on the right is seen by padding
-    alone.
+
+def causal_mask(num_items: int, device: torch.device) -> Tensor:
+    """Which keys a query sees, bool `[query, key]`: padding on the right is seen by padding alone."""
+    time = torch.arange(num_items, device=device)
+    return time <= time[:, None]
+
+
+def attention_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+    """Attention weights, `[row, head, query, key]`; those of a query add up to 1.
+
+    query `[row, time, head, head_size]`, key `[row, time, kv_head, head_size]`; visible bool, for every query at least
+    one key, broadcast to the shape of the weights.
     """
-    time = torch.arange(query.shape[1], device=query.device)
     scores = query.transpose(1, 2) @ _each_head(key, query.shape[2]).transpose(2, 3)
-    hidden = time > time[:, None]
-    return (scores / math.sqrt(query.shape[3])).masked_fill(hidden, -torch.inf).softmax(dim=3)
+    return (scores / math.sqrt(query.shape[3])).masked_fill(~visible, -torch.inf).softmax(dim=3)
 
 
 def weighted_values(weights: Tensor, value: Tensor) -> Tensor:

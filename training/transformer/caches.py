@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from training.transformer.attention import cached_attention, causal_weights, weighted_values
+from training.transformer.attention import attention_weights, cached_attention, weighted_values
 
 State = Sequence[Tensor]
 
@@ -52,15 +52,16 @@ class RowCaches:
         return (self._position + self._lengths, *self._present)
 
 
-class WholeRows:
-    """Whole sequences `[row, time]`, right-padded, without a cache; the attention weights of every layer are kept."""
+class ShownRows:
+    """Whole rows, right-padded, each item of which sees what is `visible`; the weights of every layer are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, visible: Tensor) -> None:
         self.weights: list[Tensor] = []
+        self._visible = visible
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """Attend in the next layer; without dropout."""
-        self.weights.append(causal_weights(query, key))
+        self.weights.append(attention_weights(query, key, self._visible))
         return weighted_values(self.weights[-1], value)
 
 

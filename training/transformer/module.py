@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.transformer.caches import Caches, MixedCaches, RowCaches, WholeRows
+from training.transformer.attention import causal_mask
+from training.transformer.caches import Caches, MixedCaches, RowCaches, ShownRows
 from training.transformer.positions import rotary_table, rotate, sinusoidal_table
 
 if TYPE_CHECKING:
@@ -75,6 +76,12 @@ class TransformerTrunk(nn.Module):
             hidden = layer(hidden, rotation, caches)
         return self.final_norm(hidden)
 
+    def show(self, items: Tensor, visible: Tensor) -> dict[str, Tensor]:
+        """Attention weights of every layer over whole rows; `visible` as in `attention_weights`."""
+        rows = ShownRows(visible)
+        self.run(items, torch.arange(items.shape[1], device=items.device)[None], rows)
+        return {f"attention.{layer}": weights for layer, weights in enumerate(rows.weights)}
+
 
 class TransformerModule(TransformerTrunk):
     """The decoder: a step function. State: `position` int64 `[row]`, then each layer's key and value cache."""
@@ -110,9 +117,7 @@ class TransformerModule(TransformerTrunk):
 
     def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Attention weights of every layer over whole sequences, `attention.0` and so on, `[row, head, query, key]`."""
-        rows = WholeRows()
-        self.run(items, torch.arange(items.shape[1], device=items.device)[None], rows)
-        return {f"attention.{layer}": weights for layer, weights in enumerate(rows.weights)}
+        return self.show(items, causal_mask(items.shape[1], items.device))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `[..., vocabulary_size]` or values `[..., features]`."""
