@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 from rich.table import Table
 
-from statewise.certificate import Case, Certificate, TokenAgreement, Tolerances, ValueDivergence
+from statewise.certificate import Case, Certificate, DensityDivergence, TokenAgreement, Tolerances, ValueDivergence
 
 _BATCH = {"exact": "bit for bit", "within": "within limit"}
 
@@ -48,6 +49,7 @@ def checks(certificate: Certificate) -> list[Check]:
         for name, tokens in (
             ("greedy tokens", certificate.greedy_tokens),
             ("sampled tokens", certificate.sampled_tokens),
+            ("sampled vectors", certificate.sampled_vectors),
         )
         if tokens is not None
     ]
@@ -81,6 +83,14 @@ def _divergence(certificate: Certificate) -> list[Check]:
         figure = (
             f"mean difference {divergence.mean_difference:.2g} (limit {limits.difference:g}), "
             f"max {divergence.max_difference:.2g} deviations; {divergence.num_items} {divergence.held_out} items"
+        )
+        return [Check("divergence from float32", certificate.is_close, figure)]
+    if isinstance(divergence, DensityDivergence):
+        before, after = divergence.negative_log_likelihood_float32, divergence.negative_log_likelihood
+        figure = (
+            f"KL {divergence.kl_divergence:.2g} nats (limit {limits.kl_divergence:g}), negative log-likelihood "
+            f"{before:.4f} -> {after:.4f} (limit {math.log(limits.perplexity_ratio):+.2g}); "
+            f"{divergence.num_items} {divergence.held_out} items"
         )
         return [Check("divergence from float32", certificate.is_close, figure)]
     ratio = divergence.perplexity / divergence.perplexity_float32

@@ -129,8 +129,8 @@ class SequencePlugin(ABC, Generic[ConfigT]):
         """The step function, with freshly initialised weights."""
 
     @abstractmethod
-    def loss(self, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Mean loss per real item, a scalar in nats (categorical) or squared units (value).
+    def loss(self, config: ConfigT, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean loss per real item, a scalar in nats (categorical, mixture, labels) or squared units (value).
 
         output `[row, time, ...]`, targets `[row, time]` or `[row, time, features]`, mask bool `[row, time]`; without
         state output `[row, ...]` and targets `[row]` where there is one answer per sequence.
@@ -145,13 +145,13 @@ class SequencePlugin(ABC, Generic[ConfigT]):
         return False
 
     def training_loss(
-        self, module: torch.nn.Module, batch: Batch, run: Callable[[Batch], torch.Tensor]
+        self, module: torch.nn.Module, config: ConfigT, batch: Batch, run: Callable[[Batch], torch.Tensor]
     ) -> torch.Tensor:
         """What a step of training lowers; `run` gives the module's outputs for a batch, from its first state.
 
         For families whose loss has other parts too; evaluation calls `loss` alone.
         """
-        return self.loss(run(batch), batch.targets, batch.mask)
+        return self.loss(config, run(batch), batch.targets, batch.mask)
 
     def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
         """The raw configuration, with the sizes that the data turned out to have.

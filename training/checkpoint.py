@@ -110,13 +110,14 @@ class Checkpoint:
         """
         if self.standardization is None:
             return self.module
-        features = getattr(self.plugin.spec(self.config).input, "features", 0)
+        spec = self.plugin.spec(self.config)
+        features = getattr(spec.input, "features", 0)
         if len(self.standardization.mean) != features:
             raise ConfigError(
                 f"{self.folder / CHECKPOINT_FILE}: standardization is of {len(self.standardization.mean)} features, "
                 f"but the model reads {features or 'tokens'}"
             )
-        return Standardized(self.module, self.standardization.mean, self.standardization.deviation).eval()
+        return Standardized(self.module, spec.head, self.standardization.mean, self.standardization.deviation).eval()
 
 
 def save_checkpoint(

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from training.baselines import bigram_bits, last_value_error, mean_value_error, unigram_bits
+from training.baselines import (
+    bigram_bits,
+    independent_nats,
+    last_value_error,
+    last_value_nats,
+    mean_value_error,
+    unigram_bits,
+)
 from training.checkpoint import Checkpoint
 from training.data import Chunks, InOrder
 from training.dataset import Dataset
@@ -45,7 +52,8 @@ def held_out_loss(checkpoint: Checkpoint, chunks: Chunks, batch_size: int) -> fl
     total = 0.0
     for batch in InOrder(chunks, batch_size):
         output = run_batch(checkpoint.module, spec, batch)
-        total += float(checkpoint.plugin.loss(output, batch.targets, batch.mask)) * int(batch.mask.sum())
+        loss = checkpoint.plugin.loss(checkpoint.config, output, batch.targets, batch.mask)
+        total += float(loss) * int(batch.mask.sum())
     return total / chunks.num_predictions
 
 
@@ -60,6 +68,9 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[s
         "data_sha256": dataset.sha256,
     }
     train, held_out, size = dataset.train_documents, dataset.held_out_documents, dataset.item_size
+    if checkpoint.plugin.spec(checkpoint.config).head.kind == "mixture":
+        baselines = {"random_walk": last_value_nats(train, held_out), "gaussian": independent_nats(train, held_out)}
+        return {**figures, "unit": "nats per item", "baselines": baselines}
     if dataset.held_out_characters is None:
         baselines = {"last_value": last_value_error(held_out), "mean": mean_value_error(train, held_out)}
         return {**figures, "unit": "squared error per value", "baselines": baselines}

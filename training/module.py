@@ -69,6 +69,7 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.plugin = plugin
+        self.settings = settings
         self.spec = plugin.spec(settings)
         self.model = model
         self.config = config
@@ -90,7 +91,7 @@ class TrainingModule(L.LightningModule):
         """Mean loss of a batch, per item."""
         # Dropout, too, depends on seed, device and step alone, so a resumed run repeats an unbroken one.
         torch.manual_seed(_mix(self.config.trainer.seed, self.global_rank, self.global_step))
-        loss = self.plugin.training_loss(self.model, batch, self._run)
+        loss = self.plugin.training_loss(self.model, self.settings, batch, self._run)
         if self.global_step % self.config.trainer.log_every == 0:
             self._check_finite(loss, "training")
         self.log("train_loss", loss.detach(), batch_size=len(batch.items))
@@ -106,7 +107,7 @@ class TrainingModule(L.LightningModule):
         self._check_finite(self.trainer.callback_metrics["validation_loss"], "validation")
 
     def _loss(self, batch: Batch) -> Tensor:
-        return self.plugin.loss(self._run(batch), batch.targets, batch.mask)
+        return self.plugin.loss(self.settings, self._run(batch), batch.targets, batch.mask)
 
     def _run(self, batch: Batch) -> Tensor:
         return run_batch(self.model, self.spec, batch)

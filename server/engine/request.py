@@ -26,16 +26,17 @@ class GenerationRequest:
     """None where no token ends the generation."""
     stop_strings: tuple[str, ...] = ()
     log_probabilities: int = -1
-    """-1: none; 0: the chosen token's; n: those of the n most probable tokens too."""
+    """-1: none; 0: the chosen item's; n: those of the n most probable tokens too."""
     deadline: float | None = None
     """time.monotonic() seconds after which the request fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogProbability:
-    """Log-probability (nats) of a chosen token, and of the most probable ones in its place."""
+    """Log-probability (nats) of a chosen token, and of the most probable in its place; or a vector's log-density."""
 
     token: int
+    """0 where a vector was chosen."""
     log_probability: float
     top: tuple[tuple[int, float], ...] = ()
 

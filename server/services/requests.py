@@ -62,9 +62,9 @@ def _sampling(request: pb.GenerateRequest, engine: Engine) -> SamplingParams:
     seed = given.seed if given.HasField("seed") else secrets.randbits(32)
     if not request.HasField("sampling"):
         return SamplingParams(temperature=GREEDY.temperature, seed=seed)
-    if head.kind != "categorical":
+    if head.kind == "value":
         raise InvalidRequestError(
-            f"model {engine.manifest.name!r} gives real vectors, which are not sampled; leave it out",
+            f"model {engine.manifest.name!r} gives values, which are not sampled; leave it out",
             field="sampling",
         )
     if len(given.logit_bias) > MAX_LOGIT_BIAS_ENTRIES:

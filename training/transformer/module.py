@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.mixture import output_layer
 from training.transformer.caches import Caches, MixedCaches, RowCaches
 from training.transformer.positions import rotary_table, rotate, sinusoidal_table
 
@@ -39,7 +40,7 @@ class TransformerModule(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.final_norm = _norm(config) if config.norm_position == "pre" else nn.Identity()
-        self.output = nn.Linear(width, config.vocabulary_size or config.features or 0, bias=False)
+        self.output = output_layer(width, config.next_item, bias=False)
         self.apply(_initialize)
         for layer in self.layers:
             # Radford et al. 2019: branches that are added up start smaller, the deeper the stack.
@@ -86,7 +87,7 @@ class TransformerModule(nn.Module):
         return self.final_norm(hidden)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., vocabulary_size]` or values `[..., features]`."""
+        """What the model says of the next item, `[..., output_size]`."""
         return self.output(hidden)
 
 

@@ -95,6 +95,8 @@ class TransformerPlugin(SequencePlugin[TransformerConfig]):
         """The step function, freshly initialised."""
         return TransformerModule(config)
 
-    def loss(self, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy in nats per token, or squared error per vector element."""
-        return next_item_loss(output, targets, mask)
+    def loss(
+        self, config: TransformerConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        return next_item_loss(config.next_item, output, targets, mask)
