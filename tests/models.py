@@ -40,13 +40,6 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "gru-series": {"plugin": "gru", "features": 3, "hidden_size": 16, "num_layers": 1},
     "lstm-mixture": {"plugin": "lstm", "features": 3, "hidden_size": 16, "head": {"kind": "mixture", "components": 4}},
-    "gru-mixture": {
-        "plugin": "gru",
-        "features": 2,
-        "hidden_size": 16,
-        "num_layers": 2,
-        "head": {"kind": "mixture", "components": 3, "covariance": "full"},
-    },
     "transformer-mixture": {
         "plugin": "transformer",
         "features": 3,

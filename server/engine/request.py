@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from server.runtime.state_pool import SavedRow
 from statewise.errors import StatewiseError
 from statewise.sampling import SamplingParams
 
@@ -29,6 +30,10 @@ class GenerationRequest:
     """-1: none; 0: the chosen item's; n: those of the n most probable tokens too."""
     deadline: float | None = None
     """time.monotonic() seconds after which the request fails."""
+    start: SavedRow | None = None
+    """The state after the first items of the prompt, all but the last one at most: these are not read again."""
+    keeps_state: bool = False
+    """Whether the state after the prompt is wanted, for others to start from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Delta:
     text: str = ""
     log_probabilities: list[TokenLogProbability] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    state: SavedRow | None = None
+    """After the prompt, where the request has asked for it."""
     error: StatewiseError | None = None
     """Why the request failed; set instead of finish_reason."""
 
@@ -64,6 +71,7 @@ class Delta:
         self.text += later.text
         self.log_probabilities += later.log_probabilities
         self.finish_reason = later.finish_reason
+        self.state = self.state or later.state
         self.error = later.error
 
 

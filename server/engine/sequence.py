@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from server.engine.request import Delta, FinishReason, Stream, TokenLogProbability
 from server.runtime.adjustment import LogitAdjuster
 from server.runtime.runner import StepResult
+from server.runtime.state_pool import SavedRow, StatePool
 from statewise.errors import DataLossError
 from statewise.text import TextStream
 
@@ -48,6 +49,12 @@ class Sequence:
     def num_left(self) -> int:
         """Most items that may still be generated."""
         return self.request.max_tokens - self.num_output
+
+    def begin_after(self, start: SavedRow, pool: StatePool) -> None:
+        """Put a state that the request has brought into the sequence's row."""
+        pool.load_row(self.row, start)
+        self.num_prefilled = self.stream.num_cached = start.num_filled
+        self.prefix_key = None
 
     def append(self, result: StepResult, row: int) -> Delta:
         """Take the items that a run made for this sequence, `row` being its place in the run."""

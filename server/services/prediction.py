@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from server.services.forecast import ForecastLimits, forecast
 from statewise.v1 import prediction_pb2 as pb
 from statewise.v1.prediction_pb2_grpc import PredictionServiceServicer
 
@@ -16,5 +17,10 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PredictionService"].full_name
 class PredictionService(PredictionServiceServicer):
     """Serves every model of a repository."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, forecast_limits: ForecastLimits) -> None:
         self._repository = repository
+        self._forecast_limits = forecast_limits
+
+    async def Forecast(self, request: pb.ForecastRequest, context: Any) -> pb.ForecastResponse:  # noqa: N802
+        """Sample how a series goes on."""
+        return await forecast(request, self._repository, self._forecast_limits, context.time_remaining())
