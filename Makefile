@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## train, certify, serve and stream a small model: about two minutes, results in demo/
+demo: $(READY)  ## train, certify, serve and stream small models: about two minutes, results in demo/text
 	$(BIN)/statewise demo
 
 test: lint  ## run all checks, then all tests, a file at a time on each of two cores
@@ -65,7 +65,7 @@ $(READY): pyproject.toml constraints.txt
 	  exit 1; }
 	@echo "Setting up $(VENV): a minute or more, mostly for PyTorch"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,demos,dev]'
 	@touch $@
 
 # torchvision comes with a converter, in a build that need not fit torch's; then transformers cannot be imported.

@@ -64,7 +64,8 @@ def _add_spare_row(op: GraphBuilder, node: onnx.NodeProto) -> None:
     rows = [with_copy(inputs, 1), w, r, b, with_copy(lengths, 0), with_copy(initial, 1)]
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     wide = op.node("RNN", rows, 2, **attributes)
-    for value, output, axis in zip(wide, node.output, (2, 1), strict=True):
+    # The trace leaves out the last state where nobody reads it.
+    for value, output, axis in zip(wide, filter(None, node.output), (2, 1), strict=False):
         op.Slice(value, zero, op.constant([-1]), op.constant([axis]))
         op.nodes[-1].output[0] = output
 

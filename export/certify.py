@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export import drawn_vectors
+from export.certify_sequences import certify_sequences, certify_without_steps
 from export.divergence import measure_divergence
 from export.driver import RuntimeDecoder
 from export.inputs import DATA_SEED, Scale, held_out_rows, random_items
 from export.invariance import MIXED_CHUNK, agrees_in_batch, is_batch_invariant
 from export.near_ties import is_near_tie
 from export.self_reference import SelfReference
+from export.subject import subject_of
 from export.tolerances import against_itself, against_pytorch, agree
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
@@ -27,7 +28,6 @@ from statewise.certificate import Case, Certificate, Limits, OutputAgreement, To
 from statewise.mixture import in_other_units
 from statewise.model_spec import MixtureHead, ModelSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
-from statewise.versions import installed_versions
 from training.decoding import ReferenceDecoder
 
 Array = NDArray[Any]
@@ -108,11 +108,15 @@ def certify(
     `device`: where to run the variant instead of its own device, as tests do that have none.
     """
     spec = bundle.manifest.model
+    if not spec.generates:
+        return certify_without_steps(
+            bundle, variant_name, reference, scale, progress, limits=limits, held_out=held_out, device=device
+        )
     decoder = RuntimeDecoder(Runner.load(bundle, variant_name, max_rows=max(BATCH_SIZES), device=device))
     if limits is None:
         tolerances = against_pytorch(spec, bundle.variant(variant_name))
         found = _compare(decoder, reference, tolerances, scale, progress)
-        divergence = None
+        itself, divergence = None, None
     else:
         itself = SelfReference(decoder)
         outputs = np.concatenate(itself.outputs(_prompts(spec, scale))) / _units(spec, scale)
@@ -120,12 +124,13 @@ def certify(
         progress("divergence from float32")
         rows = held_out_rows(held_out, reference, scale, bundle.manifest.special_tokens.start)
         divergence = measure_divergence(decoder, reference, rows, scale)
+    sequences = certify_sequences(
+        bundle, variant_name, reference, scale, progress, itself=itself, limits=limits, held_out=held_out, device=device
+    )
+    is_close = divergence is None or limits is None or divergence.within(limits)
     return Certificate(
-        model=bundle.manifest.name,
-        version=bundle.manifest.version,
-        variant=variant_name,
-        passed=found.passed and (divergence is None or limits is None or divergence.within(limits)),
-        reference="pytorch" if limits is None else "itself",
+        **subject_of(bundle, variant_name, limits),
+        passed=found.passed and is_close and all(graph.passes(limits) for graph in sequences),
         tolerances=found.tolerances,
         outputs=OutputAgreement(
             max_absolute_error=found.max_absolute_error,
@@ -137,13 +142,10 @@ def certify(
         sampled_vectors=found.vectors,
         batch_invariant=found.batch_invariant,
         chunk_invariant=found.chunk_invariant,
+        sequences=tuple(graph.agreement() for graph in sequences),
         divergence=divergence,
-        limits=limits,
-        cases=tuple(found.cases),
+        cases=(*found.cases, *(case for graph in sequences for case in graph.cases)),
         seeds=(DATA_SEED, *(p.seed or 0 for p in (*SAMPLED, *PENALIZED))),
-        libraries=library_versions(),
-        files=bundle.variant_files(variant_name),
-        created=datetime.now(UTC),
     )
 
 
@@ -203,13 +205,6 @@ def _prompts(spec: ModelSpec, scale: Scale) -> list[Array]:
     # Half of a bounded model's positions are left for what is generated.
     longest = (spec.max_positions or 2 * max(PROMPT_LENGTHS)) // 2
     return random_items(spec, sorted({min(length, longest) for length in PROMPT_LENGTHS}), scale)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that a bundle's numbers depend on."""
-    return installed_versions(
-        ("statewise", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
-    )
 
 
 def _batches(prompts: list[Array]) -> Iterator[list[Array]]:

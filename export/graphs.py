@@ -1,7 +1,7 @@
 """The graphs of a bundle.
 
 `step`: any number of new items per row; `decode`: K single-item steps in a Loop; `mixed`: one item of each of the
-first rows and a chunk of the row behind them.
+first rows and a chunk of the row behind them; `predict` and `score`: whole sequences.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 
 from export.builder import GraphBuilder, renamed_nodes, tensor_info, untyped
 from export.choice import Choice, choice_of
+from export.score import add_log_probabilities
 from export.trace import OPSET, TracedStep
-from statewise.model_spec import ModelSpec, TokenInput
+from statewise.model_spec import LabelsHead, ModelSpec, TokenInput
 
 IR_VERSION = 10
 
@@ -109,6 +110,30 @@ def _loop_body(outer: GraphBuilder, choice: Choice, traced: TracedStep, spec: Mo
     return helper.make_graph([*nodes, *op.nodes], "body", inputs, [untyped(name) for name in outputs])
 
 
+def predict_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """Inputs `items` `[row, time]` and `lengths` `[row]`; output `output`, what the model says of each sequence.
+
+    That is `[row, size]`, or `[row, time, labels]` where every item has a label.
+    """
+    says = spec.prediction
+    assert says is not None
+    is_per_item = isinstance(says, LabelsHead) and says.per == "item"
+    shape = ("row", "time", says.output_size) if is_per_item else ("row", says.output_size)
+    outputs = [tensor_info(traced.output, "float32", shape)]
+    return helper.make_graph(traced.nodes, "predict", _whole_infos(spec), outputs)
+
+
+def score_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """Inputs as for `predict`; output `log_probabilities` `[row, time - 1]`: of each item given those before it."""
+    op = GraphBuilder("score")
+    ends = op.constant([np.iinfo(np.int64).max])
+    items = op.Slice("items", op.constant([1]), ends, op.constant([1]))
+    result = add_log_probabilities(op, traced.output, items, spec.head)
+    outputs = [tensor_info(result, "float32", ["row", "previous"])]
+    graph = helper.make_graph([*traced.nodes, *op.nodes], "score", _whole_infos(spec), outputs)
+    return _rename(graph, {result: "log_probabilities"})
+
+
 def finish_model(graph: onnx.GraphProto, weights: Sequence[TensorProto]) -> onnx.ModelProto:
     """The graph with the weights it reads, checked."""
     _add_weights(graph, weights)
@@ -138,6 +163,10 @@ def _items_info(spec: ModelSpec, time: str | int) -> onnx.ValueInfoProto:
     if isinstance(spec.input, TokenInput):
         return tensor_info("items", "int64", ["row", time])
     return tensor_info("items", "float32", ["row", time, spec.input.features])
+
+
+def _whole_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
+    return [_items_info(spec, "time"), tensor_info("lengths", "int64", ["row"])]
 
 
 def _state_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:

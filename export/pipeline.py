@@ -10,12 +10,15 @@ from typing import Any
 
 import onnx
 from numpy.typing import NDArray
+from torch import nn
 
-from export.certify import certify, library_versions
-from export.graphs import decode_graph, finish_model, mixed_graph, step_graph
+from export.certify import certify
+from export.graphs import decode_graph, finish_model, mixed_graph, predict_graph, score_graph, step_graph
 from export.inputs import Scale
+from export.score import can_score
+from export.subject import library_versions
 from export.tolerances import limits
-from export.trace import trace_mixed, trace_step
+from export.trace import TracedStep, trace_mixed, trace_next_outputs, trace_prediction, trace_step
 from export.variants import DEFAULT_VARIANT, VariantPlan, plans
 from export.weights import share_weights, write_weights
 from server.runtime.providers import why_not
@@ -165,14 +168,28 @@ def _graphs(
 ) -> tuple[dict[str, onnx.GraphProto], dict[str, NDArray[Any]]]:
     """The graphs of a variant by name, and all their weights; the trace is in the spec's own types."""
     module, lowered = checkpoint.in_raw_units(), spec.with_state_dtype(plan.state_dtype)
-    step = plan.lower(trace_step(module, spec))
-    graphs, weights = {"step": step_graph(step, lowered)}, step.weights
-    if not spec.has_caches:
-        # A Loop would copy caches at every step; they are appended to in place, one step to a run.
-        graphs["decode"] = decode_graph(step, lowered)
+    graphs: dict[str, onnx.GraphProto] = {}
+    weights: dict[str, NDArray[Any]] = {}
+
+    def trace(tracer: Callable[[nn.Module, ModelSpec], TracedStep], prefix: str) -> TracedStep:
+        """Trace and lower the module; weights that an earlier trace has too are the same ones."""
+        traced = plan.lower(tracer(module, spec))
+        shared = share_weights(traced, weights, prefix) if weights else traced
+        weights.update(shared.weights)
+        return shared
+
+    if spec.generates:
+        step = trace(trace_step, "step")
+        graphs["step"] = step_graph(step, lowered)
+        if not spec.has_caches:
+            # A Loop would copy caches at every step; they are appended to in place, one step to a run.
+            graphs["decode"] = decode_graph(step, lowered)
     if checkpoint.plugin.mixes and plan.attention == "gqa":
-        mixed = share_weights(plan.lower(trace_mixed(module, spec)), weights)
-        graphs["mixed"], weights = mixed_graph(mixed, lowered), weights | mixed.weights
+        graphs["mixed"] = mixed_graph(trace(trace_mixed, "mixed"), lowered)
+    if spec.prediction is not None:
+        graphs["predict"] = predict_graph(trace(trace_prediction, "predict"), lowered)
+    if can_score(spec):
+        graphs["score"] = score_graph(trace(trace_next_outputs, "score"), lowered)
     return graphs, weights
 
 

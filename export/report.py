@@ -10,7 +10,19 @@ from xml.etree import ElementTree as ET
 
 from rich.table import Table
 
-from statewise.certificate import Case, Certificate, DensityDivergence, TokenAgreement, Tolerances, ValueDivergence
+from statewise.certificate import (
+    Case,
+    Certificate,
+    DensityDivergence,
+    Divergence,
+    LabelDivergence,
+    Limits,
+    OutputAgreement,
+    SequenceAgreement,
+    TokenAgreement,
+    Tolerances,
+    ValueDivergence,
+)
 
 _BATCH = {"exact": "bit for bit", "within": "within limit"}
 
@@ -34,16 +46,17 @@ class Check:
 
 def checks(certificate: Certificate) -> list[Check]:
     """What the certificate compared, one line each."""
-    tolerances, outputs = certificate.tolerances, certificate.outputs
+    has_steps = any(case.graph == "step" for case in certificate.cases)
+    lines = _step_checks(certificate) if has_steps else []
+    for agreement in certificate.sequences:
+        lines += _sequence_checks(certificate, agreement)
+    return [*lines, *_divergences(certificate)]
+
+
+def _step_checks(certificate: Certificate) -> list[Check]:
+    """Of the graphs that carry state."""
     against = "PyTorch" if certificate.reference == "pytorch" else "single steps"
-    error = f"max error {outputs.max_absolute_error:.2e} (limit {_limit(tolerances)})"
-    lines = [
-        Check(
-            f"outputs against {against}",
-            all(case.passed for case in certificate.cases),
-            f"{error} at {outputs.positions_compared} positions",
-        )
-    ]
+    lines = [_outputs(f"outputs against {against}", "step", certificate, certificate.outputs, certificate.tolerances)]
     lines += [
         _tokens(name, tokens)
         for name, tokens in (
@@ -57,7 +70,7 @@ def checks(certificate: Certificate) -> list[Check]:
         Check(
             "row alone = row in a batch",
             certificate.batch_invariant,
-            _BATCH[tolerances.batch] if certificate.batch_invariant else "differs",
+            _BATCH[certificate.tolerances.batch] if certificate.batch_invariant else "differs",
         )
     )
     lines.append(
@@ -67,7 +80,27 @@ def checks(certificate: Certificate) -> list[Check]:
             "within limit" if certificate.chunk_invariant else "differs",
         )
     )
-    return [*lines, *_divergence(certificate)]
+    return lines
+
+
+def _sequence_checks(certificate: Certificate, agreement: SequenceAgreement) -> list[Check]:
+    """Of one graph that reads whole sequences."""
+    graph, is_exact = agreement.graph, certificate.reference == "pytorch"
+    against = "PyTorch" if is_exact else {"score": "single steps", "predict": "the sequence alone"}[graph]
+    name, is_invariant = f"{graph}: against {against}", agreement.batch_invariant
+    lines = [_outputs(name, graph, certificate, agreement.outputs, agreement.tolerances)]
+    if agreement.labels is not None:
+        lines.append(_tokens(f"{graph}: labels", agreement.labels))
+    figure = _BATCH[agreement.tolerances.batch] if is_invariant else "differs"
+    return [*lines, Check(f"{graph}: alone = in a batch", is_invariant, figure)]
+
+
+def _outputs(
+    name: str, graph: str, certificate: Certificate, outputs: OutputAgreement, tolerances: Tolerances
+) -> Check:
+    passed = all(case.passed for case in certificate.cases if case.graph == graph)
+    error = f"max error {outputs.max_absolute_error:.2e} (limit {_limit(tolerances)})"
+    return Check(name, passed, f"{error} at {outputs.positions_compared} positions")
 
 
 def _limit(tolerances: Tolerances) -> str:
@@ -75,16 +108,25 @@ def _limit(tolerances: Tolerances) -> str:
     return " + ".join([f"{tolerances.absolute:.2g}", *(f"{part:g} x {of}" for of, part in parts.items() if part)])
 
 
-def _divergence(certificate: Certificate) -> list[Check]:
-    divergence, limits = certificate.divergence, certificate.limits
-    if divergence is None or limits is None:
+def _divergences(certificate: Certificate) -> list[Check]:
+    limits, own = certificate.limits, certificate.divergence
+    if limits is None:
         return []
+    every = [] if own is None else _divergence(own, limits)
+    for agreement in certificate.sequences:
+        if agreement.divergence is not None and agreement.divergence != own:
+            every += _divergence(agreement.divergence, limits)
+    return every
+
+
+def _divergence(divergence: Divergence, limits: Limits) -> list[Check]:
+    name, passed = "divergence from float32", divergence.within(limits)
     if isinstance(divergence, ValueDivergence):
         figure = (
             f"mean difference {divergence.mean_difference:.2g} (limit {limits.difference:g}), "
             f"max {divergence.max_difference:.2g} deviations; {divergence.num_items} {divergence.held_out} items"
         )
-        return [Check("divergence from float32", certificate.is_close, figure)]
+        return [Check(name, passed, figure)]
     if isinstance(divergence, DensityDivergence):
         before, after = divergence.negative_log_likelihood_float32, divergence.negative_log_likelihood
         figure = (
@@ -92,12 +134,18 @@ def _divergence(certificate: Certificate) -> list[Check]:
             f"{before:.4f} -> {after:.4f} (limit {math.log(limits.perplexity_ratio):+.2g}); "
             f"{divergence.num_items} {divergence.held_out} items"
         )
-        return [Check("divergence from float32", certificate.is_close, figure)]
+        return [Check(name, passed, figure)]
+    if isinstance(divergence, LabelDivergence):
+        figure = (
+            f"KL {divergence.kl_divergence:.2g} nats (limit {limits.kl_divergence:g}), {divergence.equal_labels:.1%} "
+            f"of {divergence.num_labels} labels equal (limit {limits.equal_labels:.0%}); {divergence.held_out} items"
+        )
+        return [Check(name, passed, figure)]
     ratio = divergence.perplexity / divergence.perplexity_float32
     return [
         Check(
-            "divergence from float32",
-            certificate.is_close,
+            name,
+            passed,
             f"KL {divergence.kl_divergence:.2g} nats (limit {limits.kl_divergence:g}), perplexity "
             f"{divergence.perplexity_float32:.2f} -> {divergence.perplexity:.2f}, ratio {ratio:.4f} "
             f"(limit {limits.perplexity_ratio:g}); {divergence.num_tokens} {divergence.held_out} tokens",
@@ -137,8 +185,7 @@ def render(certificates: Sequence[Certificate], report: ReportFormat) -> str:
 
 def _tokens(name: str, tokens: TokenAgreement) -> Check:
     ties = f", {tokens.near_ties} within a near tie" if tokens.near_ties else ""
-    passed = tokens.equal + tokens.near_ties == tokens.compared
-    return Check(name, passed, f"{tokens.equal} of {tokens.compared} equal{ties}")
+    return Check(name, tokens.all_equal, f"{tokens.equal} of {tokens.compared} equal{ties}")
 
 
 def _markdown(certificate: Certificate) -> str:
@@ -178,6 +225,8 @@ def _junit(certificates: Sequence[Certificate]) -> str:
 
 
 def _case_name(case: Case) -> str:
+    if case.graph != "step":
+        return f"{case.graph}: {case.batch_size} rows, sequences up to {case.prompt_length}"
     chunk = f"chunks of {case.chunk}" if case.chunk else "whole"
     mixed = " beside rows that decode" if case.mixed else ""
     return f"outputs: {case.batch_size} rows, prompts up to {case.prompt_length}, {chunk}{mixed}"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from statewise.model_spec import ModelSpec, TokenInput
 from training.state import zero_state
+from training.transformer.attention import attention_lowering
 
 State = tuple[Tensor, ...]
 
@@ -37,7 +38,7 @@ class TracedStep:
     weights: dict[str, NDArray[Any]]
     """Initializers by name, in the layout of the ONNX operators."""
     output: str
-    """Name of the head's output at each row's last real item, `[row, size]`."""
+    """Name of the head's output: of a step at each row's last real item, `[row, size]`."""
     new_state: tuple[str, ...]
     reals: frozenset[str]
     """Names of the float32 values, weights aside."""
@@ -68,6 +69,45 @@ class _MixedOutput(torch.nn.Module):
         return self.module.head(hidden), *states  # type: ignore[operator] # plugin API
 
 
+class _Answer(torch.nn.Module):
+    """Whole sequences to what a model without state says of them."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+        answer: Tensor = self.module.head(self.module(items, lengths, ())[0])  # type: ignore[operator] # plugin API
+        return answer
+
+
+class _Embedding(torch.nn.Module):
+    """Whole sequences to the vector that a generating model makes of them."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+        embedding: Tensor = self.module.embed(items, lengths)  # type: ignore[operator] # plugin API
+        return embedding
+
+
+class _NextOutputs(torch.nn.Module):
+    """Whole sequences to the outputs that foretell every item but the first, `[row, time - 1, size]`."""
+
+    def __init__(self, module: torch.nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.module = module
+        self.spec = spec
+
+    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+        state = zero_state(self.spec, items.shape[0], items.shape[1])
+        hidden, _ = self.module(items, lengths, state)
+        outputs: Tensor = self.module.head(hidden[:, :-1])  # type: ignore[operator] # plugin API
+        return outputs
+
+
 def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace the step function with dynamic rows and time."""
     row, time = torch.export.Dim("row"), torch.export.Dim("time")
@@ -93,6 +133,23 @@ def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     names = ["items", *(f"state.{p}" for p in parts), "chunk.items", *(f"chunk.state.{p}" for p in parts)]
     results = (*(f"new_state.{p}" for p in parts), *(f"chunk.new_state.{p}" for p in parts))
     return _trace(_MixedOutput(module), example, sizes, names, results)
+
+
+def trace_prediction(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
+    """Trace what the model says of whole sequences, with dynamic rows and time."""
+    return _trace_whole(_Embedding(module) if spec.generates else _Answer(module), spec)
+
+
+def trace_next_outputs(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
+    """Trace the outputs that foretell every item of whole sequences but the first, `[row, time - 1, size]`."""
+    return _trace_whole(_NextOutputs(module, spec), spec)
+
+
+def _trace_whole(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
+    example = (_example_items(spec, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1)
+    row, time = torch.export.Dim("row"), torch.export.Dim("time")
+    with attention_lowering("plain"):
+        return _trace(module, example, ({0: row, 1: time}, {0: row}), ["items", "lengths"], ())
 
 
 def _trace(

@@ -22,12 +22,12 @@ INLINE_LIMIT = 1024
 """Smaller tensors (bytes) stay in the graph, where the optimizer sees them as constants."""
 
 
-def share_weights(traced: TracedStep, others: Mapping[str, NDArray[Any]]) -> TracedStep:
-    """The trace with the names of `others` for weights equal to theirs, and names of its own for everything else."""
+def share_weights(traced: TracedStep, others: Mapping[str, NDArray[Any]], prefix: str) -> TracedStep:
+    """The trace with the names of `others` for weights equal to theirs, and prefixed ones for everything else."""
     known = {_content(array): name for name, array in others.items()}
     results = {traced.output, *traced.new_state}
-    names = {name: f"mixed.{name}" for node in traced.nodes for name in node.output if name and name not in results}
-    names |= {name: known.get(_content(array), f"mixed.{name}") for name, array in traced.weights.items()}
+    names = {name: f"{prefix}.{name}" for node in traced.nodes for name in node.output if name and name not in results}
+    names |= {name: known.get(_content(array), f"{prefix}.{name}") for name, array in traced.weights.items()}
     weights = {names[name]: array for name, array in traced.weights.items()}
     reals = frozenset(names.get(name, name) for name in traced.reals)
     return replace(traced, nodes=renamed_nodes(traced.nodes, names), weights=weights, reals=reals)

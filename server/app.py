@@ -92,9 +92,9 @@ class Application:
         await self.check_health()
 
     async def check_health(self) -> None:
-        """Report SERVING while at least one model is ready and every engine works."""
-        engines = [entry.engine for entry in self.repository.entries() if entry.engine is not None]
-        is_serving = bool(engines) and all(engine.is_healthy for engine in engines)
+        """Report SERVING while at least one model is ready and all that is loaded works."""
+        parts = [part for entry in self.repository.entries() for part in entry.parts]
+        is_serving = bool(parts) and all(part.is_healthy for part in parts)
         await self._set_health(_SERVING if is_serving else _NOT_SERVING)
 
     async def refuse_new_calls(self) -> None:
@@ -212,8 +212,6 @@ def _table(entries: list[ModelEntry]) -> Table:
     table = Table("model", "version", "state", "variant", "remark", title="Models")
     for entry in entries:
         style = "green" if entry.state == "ready" else "red"
-        remark = entry.reason
-        if entry.engine is not None:
-            remark = entry.engine.memory.describe()
+        remark = entry.reason or entry.describe()
         table.add_row(entry.name, str(entry.version), f"[{style}]{entry.state}[/]", entry.variant or "", remark)
     return table

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Literal
 
 from server.engine.engine import Engine
+from server.engine.predictor import Predictor
 from server.engine.settings import EngineSettings
 from server.engine.state_memory import default_state_memory, format_bytes
 from server.runtime.providers import available_devices, why_not
 from server.trial import TrialLimits, try_bundle
 from server.variants import choose_variant
-from statewise.bundle import list_models, open_bundle
+from statewise.bundle import Bundle, list_models, open_bundle
 from statewise.certificate import check_certificate
-from statewise.errors import BundleError, NotFoundError, StatewiseError, UnavailableError
+from statewise.errors import BundleError, InvalidRequestError, NotFoundError, StatewiseError, UnavailableError
 from statewise.manifest import Manifest
 from statewise.onnx_check import check_graphs
+from statewise.text import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +44,27 @@ class ModelEntry:
     variant: str | None = None
     manifest: Manifest | None = None
     engine: Engine | None = None
+    """What generates; None where the model only says something of whole sequences, or is not loaded."""
+    predictor: Predictor | None = None
+    """What says something of whole sequences; None where the model is not loaded."""
+
+    @property
+    def parts(self) -> tuple[Engine | Predictor, ...]:
+        """All that is loaded of it."""
+        return tuple(part for part in (self.engine, self.predictor) if part is not None)
+
+    def describe(self) -> str:
+        """What a loaded model has room for, on one line."""
+        if self.engine is not None:
+            return self.engine.memory.describe()
+        return self.predictor.describe() if self.predictor is not None else ""
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
 
 class Repository:
-    """Loads the models of a folder and hands out their engines; safe to use from any thread.
+    """Loads the models of a folder and hands out their engines and predictors; safe to use from any thread.
 
     Each model's newest version is loaded; where that is refused, the next older one, so that a bad export
     takes no model down. A refused model never stops the others.
@@ -88,11 +104,23 @@ class Repository:
             return [entry for _, entry in sorted(self._entries.items())]
 
     def get(self, name: str, version: int = 0) -> Engine:
-        """Return the engine of a model; version 0 is the newest that is ready.
+        """Return the engine of a model that generates; version 0 is the newest that is ready.
 
         Raises NotFoundError naming what exists, BundleError where the model was refused, UnavailableError
-        while it is loading or the server is stopping.
+        while it is loading or the server is stopping, InvalidRequestError for a model that does not generate.
         """
+        entry = self._loaded(name, version)
+        if entry.engine is None:
+            raise InvalidRequestError(f"{name!r} does not generate; use Predict", field="model")
+        return entry.engine
+
+    def predictor(self, name: str, version: int = 0) -> Predictor:
+        """Return what a model says of whole sequences; raises as `get`, but for every kind of model there is one."""
+        predictor = self._loaded(name, version).predictor
+        assert predictor is not None
+        return predictor
+
+    def _loaded(self, name: str, version: int) -> ModelEntry:
         if self._closing.is_set():
             raise UnavailableError("the server is stopping")
         with self._lock:
@@ -101,15 +129,15 @@ class Repository:
             found = [entry for entry in found if entry.version == version]
         if not found:
             raise NotFoundError(self._what_exists(name, version))
-        return _engine_of(max(found, key=_usefulness))
+        return _checked(max(found, key=_usefulness))
 
     def close(self, grace: float) -> None:
         """Let what runs complete within `grace` seconds, free every engine, and end a load under way."""
         self._closing.set()
         with self._lock:
-            engines = [entry.engine for entry in self._entries.values() if entry.engine]
-            self._entries = {key: replace(entry, engine=None) for key, entry in self._entries.items()}
-        _in_parallel(lambda engine: _close_engine(engine, grace), engines)
+            parts = [part for entry in self._entries.values() for part in entry.parts]
+            self._entries = {key: replace(entry, engine=None, predictor=None) for key, entry in self._entries.items()}
+        _in_parallel(lambda part: _close_part(part, grace), parts)
         with self._is_loading:  # a load that is under way sees `_closing`, and frees what it has loaded
             pass
 
@@ -153,16 +181,22 @@ class Repository:
         variant, reason = choose_variant(bundle.manifest, self._variant, available_devices(), why_not)
         logger.info("model %s: loading variant %s (%s)", entry, variant, reason)
         check_certificate(bundle, variant)
-        settings = self._settings_on(bundle.variant(variant).device)
+        generates = bundle.manifest.model.generates
+        settings = self._settings_on(bundle.variant(variant).device) if generates else self._settings
         if self._trial:
             try_bundle(bundle, variant, settings, self._limits, self._closing)
         else:
             check_graphs(bundle, variant)
         self._go_on()
-        engine = Engine.load(bundle, variant, settings)
-        logger.info("model %s: %s", entry, engine.memory.describe())
-        engine.start()
-        return replace(entry, state="ready", variant=variant, manifest=bundle.manifest, engine=engine)
+        engine = Engine.load(bundle, variant, settings) if generates else None
+        predictor = _predictor(bundle, variant, settings, engine)
+        if engine is not None:
+            engine.start()
+        ready = replace(
+            entry, state="ready", variant=variant, manifest=bundle.manifest, engine=engine, predictor=predictor
+        )
+        logger.info("model %s: %s", entry, ready.describe())
+        return ready
 
     def _go_on(self) -> None:
         if self._closing.is_set():
@@ -173,9 +207,9 @@ class Repository:
             if not self._closing.is_set():
                 self._entries[entry.name, entry.version] = entry
                 return
-        # Loaded too late: close() has taken its list of engines already.
-        if entry.engine:
-            _close_engine(entry.engine, 0.0)
+        # Loaded too late: close() has taken its list of what is loaded already.
+        for part in entry.parts:
+            _close_part(part, 0.0)
 
     def _refuse(self, entry: ModelEntry, reason: str) -> None:
         logger.error("model %s: refused: %s", entry, reason)
@@ -184,7 +218,7 @@ class Repository:
     def _what_exists(self, name: str, version: int) -> str:
         if name not in self._versions:
             return f"no model {name!r} (models here: {', '.join(self._versions) or 'none'})"
-        served = [str(entry.version) for entry in self.entries() if entry.name == name and entry.engine]
+        served = [str(entry.version) for entry in self.entries() if entry.name == name and entry.parts]
         on_disk = version in self._versions[name]
         problem = "is on disk, but not served" if on_disk else "does not exist"
         return f"version {version} of model {name!r} {problem} (served: {', '.join(served) or 'none'})"
@@ -194,23 +228,33 @@ def _usefulness(entry: ModelEntry) -> tuple[bool, bool, int]:
     return entry.state == "ready", entry.state == "loading", entry.version
 
 
-def _engine_of(entry: ModelEntry) -> Engine:
+def _checked(entry: ModelEntry) -> ModelEntry:
     if entry.state == "refused":
         raise BundleError(f"model {entry} is refused: {entry.reason}")
-    if entry.engine is None:
+    if not entry.parts:
         raise UnavailableError(f"model {entry} is still loading; try again soon")
-    return entry.engine
+    return entry
 
 
-def _close_engine(engine: Engine, grace: float) -> None:
+def _predictor(bundle: Bundle, variant: str, settings: EngineSettings, engine: Engine | None) -> Predictor:
+    """Beside an engine nothing is loaded before it is asked for; without one the model's only graph is."""
+    if engine is not None:
+        return Predictor(bundle, variant, settings, engine.tokenizer)
+    file = bundle.manifest.tokenizer
+    predictor = Predictor(bundle, variant, settings, load_tokenizer(bundle.path(file)) if file else None)
+    predictor.batcher("predict")
+    return predictor
+
+
+def _close_part(part: Engine | Predictor, grace: float) -> None:
     try:
-        engine.drain(grace)
+        part.drain(grace)
     finally:
-        engine.close()
+        part.close()
 
 
-def _in_parallel(action: Callable[[Engine], None], engines: Iterable[Engine]) -> None:
-    threads = [threading.Thread(target=action, args=(engine,)) for engine in engines]
+def _in_parallel(action: Callable[[Engine | Predictor], None], parts: Iterable[Engine | Predictor]) -> None:
+    threads = [threading.Thread(target=action, args=(part,)) for part in parts]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -185,12 +185,16 @@ def _load(options: argparse.Namespace) -> None:
     check_graphs(bundle, options.variant)
     _load_tokenizer(bundle)
     # After the checks, as importing ONNX Runtime takes longer than they do.
+    from server.runtime.one_shot import OneShotRunner
     from server.runtime.runner import Runner
     from server.runtime.state_pool import capacity_for
 
-    capacity = capacity_for(1, bundle.manifest.model.max_positions or 0)
-    runner = Runner.load(bundle, options.variant, max_rows=1, capacity=capacity, intra_op_threads=options.threads)
-    runner.warm_up()
+    spec, threads = bundle.manifest.model, options.threads
+    if spec.generates:
+        capacity = capacity_for(1, spec.max_positions or 0)
+        Runner.load(bundle, options.variant, max_rows=1, capacity=capacity, intra_op_threads=threads).warm_up()
+    for graph in bundle.variant(options.variant).one_shot_graphs:
+        OneShotRunner.load(bundle, options.variant, graph, intra_op_threads=threads).warm_up()
 
 
 def _load_tokenizer(bundle: Bundle) -> None:

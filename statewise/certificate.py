@@ -43,12 +43,17 @@ class OutputAgreement(Figures):
 
 
 class TokenAgreement(Figures):
-    """How many tokens are the reference's."""
+    """How many tokens, or labels, are the reference's."""
 
     compared: int = Field(ge=0)
     equal: int = Field(ge=0)
     near_ties: int = Field(default=0, ge=0)
     """Tokens that differ within the tolerance."""
+
+    @property
+    def all_equal(self) -> bool:
+        """Whether every one is the reference's, near ties aside."""
+        return self.equal + self.near_ties == self.compared
 
 
 class Limits(Figures):
@@ -60,6 +65,8 @@ class Limits(Figures):
     """Perplexity of the variant over that of float32; of mixtures, geometric mean of the densities' ratios."""
     difference: float = Field(ge=0)
     """Values: mean absolute difference, in units of the data's standard deviation."""
+    equal_labels: float = Field(ge=0, le=1)
+    """Least share of labels of whole sequences, or of their items, that are the same."""
 
 
 class TokenDivergence(Figures):
@@ -102,10 +109,14 @@ class DensityDivergence(Figures):
 
 
 class ValueDivergence(Figures):
-    """A variant and PyTorch in float32 on the same real vectors, in units of the data's standard deviation."""
+    """A variant and PyTorch in float32 on the same items, in units of the standard deviation of the real vectors.
+
+    That is the data's where these are items, and that of PyTorch's own answers where they are embeddings or values of
+    whole sequences.
+    """
 
     held_out: Literal["data", "sampled"]
-    """Vectors that training has not seen, or, where the checkpoint has none, normally distributed ones."""
+    """Items that training has not seen, or, where the checkpoint has none, random ones."""
     num_items: int = Field(ge=1)
     mean_difference: float
     max_difference: float
@@ -115,11 +126,32 @@ class ValueDivergence(Figures):
         return self.mean_difference <= limits.difference
 
 
+class LabelDivergence(Figures):
+    """A variant and PyTorch in float32 on the labels of the same sequences."""
+
+    held_out: Literal["data", "sampled"]
+    """Items that training has not seen, or, where the checkpoint has none, random ones."""
+    num_labels: int = Field(ge=1)
+    kl_divergence: float
+    """Of the variant's distribution over the labels from that of float32, mean, in nats."""
+    equal_labels: float
+    """Share of labels of which both hold the same one for the most probable, or float32 one nearly as probable."""
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        return self.kl_divergence <= limits.kl_divergence and self.equal_labels >= limits.equal_labels
+
+
+Divergence = TokenDivergence | DensityDivergence | ValueDivergence | LabelDivergence
+
+
 class Case(Figures):
     """One shape of input that was run."""
 
+    graph: Literal["step", "predict", "score"] = "step"
+    """Which graph, `step` standing for all those that carry state."""
     prompt_length: int = Field(ge=0)
-    """Longest prompt of the batch, where rows are ragged."""
+    """Longest prompt or sequence of the batch, where rows are ragged."""
     batch_size: int = Field(ge=1)
     chunk: int | None = None
     """Items per prefill run; None where each prompt went in whole."""
@@ -127,6 +159,25 @@ class Case(Figures):
     """Whether one prompt was read in the runs in which the other rows decoded."""
     max_absolute_error: float
     passed: bool
+
+
+class SequenceAgreement(Figures):
+    """How a graph that reads whole sequences agrees with the reference."""
+
+    graph: Literal["predict", "score"]
+    tolerances: Tolerances
+    outputs: OutputAgreement
+    labels: TokenAgreement | None = None
+    """Most probable labels; None where the model gives none."""
+    batch_invariant: bool
+    """A sequence alone gives what it gives in a full batch: bit for bit, or as `tolerances.batch` says."""
+    divergence: LabelDivergence | ValueDivergence | None = None
+    """Of what `predict` says from PyTorch in float32; None where the outputs themselves were held against it."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether labels and batches are as they should be; the outputs are `Certificate.cases`."""
+        return self.batch_invariant and (self.labels is None or self.labels.all_equal)
 
 
 class Certificate(Figures):
@@ -142,6 +193,7 @@ class Certificate(Figures):
     variant is held against itself, fed one item at a time and sampled by the rules in NumPy, and the tolerances say how
     far its batches, chunks and graphs may lie apart; `divergence` says how far it lies from PyTorch."""
     tolerances: Tolerances
+    """Of the graphs that carry state, as `outputs`; of `predict`, where the model has none."""
     outputs: OutputAgreement
     greedy_tokens: TokenAgreement | None = None
     """None where the model gives real vectors."""
@@ -152,8 +204,10 @@ class Certificate(Figures):
     """A row alone gives what it gives in a full batch, and beside a prompt that is read in the same run: bit for bit,
     or as `tolerances.batch` says."""
     chunk_invariant: bool
-    """A prompt in chunks gives what it gives whole, within the tolerances."""
-    divergence: TokenDivergence | DensityDivergence | ValueDivergence | None = None
+    """A prompt in chunks gives what it gives whole, within the tolerances; true where nothing is read in chunks."""
+    sequences: tuple[SequenceAgreement, ...] = ()
+    """The graphs that read whole sequences."""
+    divergence: Divergence | None = None
     """From PyTorch in float32; None where the outputs themselves were held against it."""
     limits: Limits | None = None
     cases: tuple[Case, ...] = Field(min_length=1)
@@ -169,6 +223,8 @@ class Certificate(Figures):
     def _passed_means_all(self) -> Certificate:
         if self.passed and not all(case.passed for case in self.cases):
             raise ValueError("says passed, but a case of it did not")
+        if self.passed and not all(agreement.passed for agreement in self.sequences):
+            raise ValueError("says passed, but a graph that reads whole sequences did not")
         if self.reference == "itself" and (self.divergence is None or self.limits is None):
             raise ValueError("was not held against PyTorch, and says neither how far from it nor what is allowed")
         if self.passed and not self.is_close:
@@ -178,7 +234,9 @@ class Certificate(Figures):
     @property
     def is_close(self) -> bool:
         """Whether its divergence from float32, if it speaks of one, is within its limits."""
-        return self.divergence is None or self.limits is None or self.divergence.within(self.limits)
+        found = [self.divergence, *(agreement.divergence for agreement in self.sequences)]
+        limits = self.limits
+        return limits is None or all(divergence is None or divergence.within(limits) for divergence in found)
 
     def to_json(self) -> str:
         """Return the text of the file."""

@@ -22,6 +22,9 @@ def _inside_bundle(name: str) -> str:
     return name
 
 
+OneShotGraph = Literal["predict", "score", "inspect"]
+"""The graphs that read whole sequences at once: inputs `items` and `lengths`, and no state."""
+
 FileName = Annotated[str, AfterValidator(_inside_bundle)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -68,6 +71,13 @@ class Variant(Strict):
         """Names of the ONNX files."""
         names = (self.step, self.decode, self.mixed, self.encode, self.predict, self.score, self.inspect)
         return tuple(name for name in names if name)
+
+    @property
+    def one_shot_graphs(self) -> dict[OneShotGraph, FileName]:
+        """ONNX files of the graphs that read whole sequences at once, by graph."""
+        files: dict[OneShotGraph, FileName | None]
+        files = {"predict": self.predict, "score": self.score, "inspect": self.inspect}
+        return {graph: file for graph, file in files.items() if file is not None}
 
 
 class Manifest(Strict):

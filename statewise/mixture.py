@@ -43,8 +43,8 @@ class Mixture:
         count, width = head.components, head.features
         ends = np.cumsum([count, count * width, count * width])
         logits, means, log_diagonal, below = np.split(output, ends, axis=-1)
-        shape = (*output.shape[:-1], count, -1)
-        below = below.reshape(shape) if below.shape[-1] else below.reshape(*shape[:-1], 0)
+        shape = (*output.shape[:-1], count, width)
+        below = below.reshape(*shape[:-1], below.shape[-1] // count)
         return cls(logits, means.reshape(shape), log_diagonal.reshape(shape), below)
 
     def factors(self) -> Reals:

@@ -48,6 +48,8 @@ class DataSpec:
     labels: tuple[str, ...] | None = None
     """The labels by index, where the data is labelled."""
     labels_per: Literal["sequence", "item"] | None = None
+    value_size: int | None = None
+    """Numbers that belong to each sequence, where it is these that are to be told."""
 
 
 class Batch(Protocol):
@@ -113,6 +115,13 @@ class SequencePlugin(ABC, Generic[ConfigT]):
         forward_mixed(items, state, chunk, chunk_state) -> (hidden, new_state, new_chunk_state)
 
     items `[row, 1, ...]`, chunk `[1, time, ...]`, hidden `[row + 1, width]`: of each row's item and the chunk's last.
+
+    Where the plugin `inspects` a configuration, the module shows what goes on in whole sequences, from the first state:
+
+        inspect(items, lengths) -> {name: tensor}
+
+    Attention weights `[row, head, query, key]`, 0 where a query may not see a key, or activations `[row, time, unit]`;
+    what lies beyond a row's length is undefined. Names are of the form `kind.layer`: `attention.0`, `forget_gate.1`.
     """
 
     name: ClassVar[str]
@@ -127,6 +136,10 @@ class SequencePlugin(ABC, Generic[ConfigT]):
     @abstractmethod
     def build(self, config: ConfigT) -> torch.nn.Module:
         """The step function, with freshly initialised weights."""
+
+    def inspects(self, config: ConfigT) -> bool:
+        """Whether the module of this configuration has an `inspect`, for `statewise export --inspect`."""
+        return False
 
     @abstractmethod
     def loss(self, config: ConfigT, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,23 @@ class Standardization(Strict):
             raise ValueError("mean and deviation need one number per feature, deviations above 0")
         return self
 
+    @classmethod
+    def of(cls, bodies: Sequence[NDArray[np.float32]]) -> Standardization:
+        """That of all series together, `[time, features]` each. Raises ConfigError where a feature never changes."""
+        values = np.concatenate(bodies).astype(np.float64)
+        deviation = values.std(axis=0)
+        constant = np.flatnonzero(deviation == 0)
+        if len(constant):
+            raise ConfigError(
+                f"data.standardize: feature {constant[0]} of the training part never changes; leave it out"
+            )
+        return cls(mean=values.mean(axis=0).tolist(), deviation=deviation.tolist())
+
+    def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The series, standardised."""
+        mean, deviation = (np.array(part, np.float32) for part in (self.mean, self.deviation))
+        return (values - mean) / deviation
+
 
 class CheckpointRecord(Strict):
     """`checkpoint.json`."""
@@ -71,7 +89,7 @@ class CheckpointRecord(Strict):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that was trained, ready to run: evaluation mode, on the CPU."""
+    """A model that was trained, ready to run: evaluation mode, no gradients, on the CPU."""
 
     name: str
     plugin: SequencePlugin[Any]
@@ -193,7 +211,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         name=record.name,
         plugin=plugin,
         config=config,
-        module=module.eval(),
+        module=module.eval().requires_grad_(False),
         special_tokens=record.special_tokens,
         tokenizer_file=folder / TOKENIZER_FILE if TOKENIZER_FILE in record.files else None,
         folder=folder,

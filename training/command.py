@@ -84,4 +84,11 @@ def _report(summary: Summary, folder: Path, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if summary.accuracy is not None:
+        against = ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in summary.baselines.items())
+        console.print(
+            f"accuracy {summary.accuracy:.3f}, macro F1 {summary.macro_f1:.3f}, held out (baselines: {against})",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"checkpoint: {folder}", highlight=False, soft_wrap=True)

@@ -75,7 +75,26 @@ class SeriesData(_Data):
     """Subtract the mean and divide by the deviation of the training part; checkpoint.json records both."""
 
 
-DataConfig = CorpusData | TextData | JSONLData | SeriesData
+class LabelledData(_Data):
+    """Sequences and what is to be said of them: .jsonl, one in each line, or .npz, one at each index."""
+
+    kind: Literal["labelled"]
+    files: Files
+    target: Literal["label", "tags", "value"] = "label"
+    """A label per sequence, one per item, or the numbers that belong to a sequence."""
+    input_field: str | None = None
+    """The member that holds the sequence: `text` in .jsonl, `items` in .npz."""
+    target_field: str | None = None
+    """The member that holds the target: `label`, `tags` or `value` in .jsonl, `labels`, `tags` or `values` in .npz."""
+    outside: str = "O"
+    """The label of the items of a text that no tag covers."""
+    truncate: bool = False
+    """Cut sequences with one target to `trainer.sequence_length` items; where false, longer ones are refused."""
+    standardize: bool = False
+    """Vectors: subtract the mean and divide by the deviation of the training part; checkpoint.json records both."""
+
+
+DataConfig = CorpusData | TextData | JSONLData | SeriesData | LabelledData
 
 
 class CharacterTokenizer(Section):

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,10 @@ def read_texts(data: CorpusData | TextData | JSONLData) -> list[str]:
     if isinstance(data, CorpusData):
         documents = python_docs()
     elif isinstance(data, TextData):
-        documents = [_read_text(path) for path in _expand(data.files)]
+        documents = [_read_text(path) for path in expand(data.files)]
     else:
-        documents = [text for path in _expand(data.files) for text in _read_jsonl(path, data.text_field)]
+        records = (record for path in expand(data.files) for record in read_records(path))
+        documents = [text_member(record, data.text_field, place, "data.text_field") for place, record in records]
     documents = [text for text in documents if text]
     if not documents:
         raise ConfigError("data.files: the files hold no text")
@@ -56,7 +58,7 @@ def python_docs() -> list[str]:
 
 def read_series(data: SeriesData) -> list[Series]:
     """Every series, float32 `[time, features]`. Raises ConfigError naming the file and the line or row."""
-    paths = _expand(data.files)
+    paths = expand(data.files)
     series = [_read_npy(path) if path.suffix == ".npy" else _read_csv(path, data.columns) for path in paths]
     for path, values in zip(paths, series, strict=True):
         if values.shape[1] != series[0].shape[1]:
@@ -72,7 +74,8 @@ def read_series(data: SeriesData) -> list[Series]:
     return series
 
 
-def _expand(patterns: Sequence[str]) -> list[Path]:
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """The files that match, sorted. Raises ConfigError for a pattern that matches none."""
     paths: set[Path] = set()
     for pattern in patterns:
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207 # Path.glob takes no absolute pattern
@@ -102,28 +105,41 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of a JSON Lines file, and its place to name in errors. Raises ConfigError where one is none."""
     # Not splitlines(), which also splits at characters that JSON allows inside a string.
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
-            yield _parse_line(line, f"{path}, line {number}", text_field)
+            place = f"{path}, line {number}"
+            yield place, _parse_line(line, place)
 
 
-def _parse_line(line: str, place: str, text_field: str) -> str:
+def _parse_line(line: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place}: not valid JSON: {error}") from error
-    if not isinstance(record, dict) or text_field not in record:
-        known = f"it has {', '.join(record)}" if isinstance(record, dict) else f"it is a {type(record).__name__}"
-        raise ConfigError(f"{place}: no member {text_field!r} ({known}); set data.text_field")
-    text = record[text_field]
+    if not isinstance(record, dict):
+        raise ConfigError(f"{place}: each line must hold an object, and it is a {type(record).__name__}")
+    return record
+
+
+def member(record: dict[str, Any], field: str, place: str, option: str) -> Any:
+    """A member of a line's object; `option` is the setting that names it. Raises ConfigError where it is absent."""
+    if field not in record:
+        raise ConfigError(f"{place}: no member {field!r} (it has {', '.join(record) or 'none'}); set {option}")
+    return record[field]
+
+
+def text_member(record: dict[str, Any], field: str, place: str, option: str) -> str:
+    """A member that must be a text. Raises ConfigError where it is none."""
+    text = member(record, field, place, option)
     if not isinstance(text, str):
-        raise ConfigError(f"{place}: {text_field!r} must be a string, got {type(text).__name__}")
+        raise ConfigError(f"{place}: {field!r} must be a string, got {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{place}: {text_field!r} holds a lone surrogate at character {error.start}") from error
+        raise ConfigError(f"{place}: {field!r} holds a lone surrogate at character {error.start}") from error
     return text
 
 

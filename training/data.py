@@ -80,11 +80,18 @@ class Batch(NamedTuple):
     mask: Tensor
     source: Tensor | None = None
     source_lengths: Tensor | None = None
+    per_sequence: bool = False
+    """Whether there is one target for each row, and not one for each item."""
 
     @property
     def lengths(self) -> Tensor:
         """How many items of each row are real."""
         return self.mask.sum(1)
+
+    @property
+    def num_predictions(self) -> int:
+        """How many targets there are."""
+        return len(self.items) if self.per_sequence else int(self.mask.sum())
 
 
 class Chunks:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from statewise.errors import ConfigError
 from statewise.model_spec import RealInput, TokenInput
 from statewise.plugins import DataSpec, item_size
 from training.checkpoint import Standardization
-from training.config import SeriesData, TrainConfig
-from training.corpus import Series, read_series, read_texts
+from training.config import LabelledData, SeriesData, TrainConfig
+from training.corpus import read_series, read_texts
 from training.data import Chunks, Document, Items, split
+from training.labelled.prepare import prepare_labelled
+from training.labelled.sequences import LabelledSequences
 from training.tokenizers import TextEncoder, make_encoder
 
 
@@ -22,8 +26,8 @@ from training.tokenizers import TextEncoder, make_encoder
 class Dataset:
     """Training and held-out data of one run."""
 
-    train: Chunks
-    held_out: Chunks
+    train: Chunks | LabelledSequences
+    held_out: Chunks | LabelledSequences
     train_documents: list[Items]
     """Each with its special tokens, if it has any."""
     held_out_documents: list[Items]
@@ -36,6 +40,11 @@ class Dataset:
     standardization: Standardization | None = None
 
     @property
+    def is_labelled(self) -> bool:
+        """Whether something is to be said of whole sequences, rather than which item comes next."""
+        return isinstance(self.train, LabelledSequences)
+
+    @property
     def item_size(self) -> int:
         """Vocabulary size, or numbers per item."""
         (size,) = item_size(self.spec.input).values()
@@ -46,11 +55,13 @@ def prepare(config: TrainConfig) -> Dataset:
     """Read and prepare the data of a run. Raises ConfigError naming what cannot be used."""
     if isinstance(config.data, SeriesData):
         return _prepare_series(config, config.data)
+    if isinstance(config.data, LabelledData):
+        return _prepare_labelled(config, config.data)
     return _prepare_text(config)
 
 
 def _prepare_text(config: TrainConfig) -> Dataset:
-    assert not isinstance(config.data, SeriesData)
+    assert not isinstance(config.data, SeriesData | LabelledData)
     train, held_out = split(read_texts(config.data), config.data.held_out, config.data.split_seed)
     # Fitted to the training part alone: the held-out text must be as unseen as any other.
     encoder = make_encoder(config.text_tokenizer, [document.body for document in train])
@@ -74,32 +85,39 @@ def _encode(document: Document[str], encoder: TextEncoder) -> Items:
 def _prepare_series(config: TrainConfig, data: SeriesData) -> Dataset:
     train, held_out = split(read_series(data), data.held_out, data.split_seed)
     bodies = [document.body for document in train], [document.body for document in held_out]
-    standardization = _measure(bodies[0]) if data.standardize else None
+    standardization = Standardization.of(bodies[0]) if data.standardize else None
     if standardization:
-        mean, deviation = (np.array(part, np.float32) for part in (standardization.mean, standardization.deviation))
-        bodies = tuple([(body - mean) / deviation for body in part] for part in bodies)
+        bodies = tuple([standardization.apply(body) for body in part] for part in bodies)
     spec = DataSpec(RealInput(features=bodies[0][0].shape[1]))
     return _dataset(config, *bodies, spec=spec, standardization=standardization)
 
 
-def _measure(bodies: Sequence[Series]) -> Standardization:
-    values = np.concatenate(bodies).astype(np.float64)
-    deviation = values.std(axis=0)
-    constant = np.flatnonzero(deviation == 0)
-    if len(constant):
-        raise ConfigError(
-            f"data.standardize: column {constant[0]} of the training part never changes; leave it out with data.columns"
-        )
-    return Standardization(mean=values.mean(axis=0).tolist(), deviation=deviation.tolist())
+def _prepare_labelled(config: TrainConfig, data: LabelledData) -> Dataset:
+    parts = prepare_labelled(config, data)
+    arrays = [array for side in (parts.train, parts.held_out) for array in (*side.documents, side.sequences.targets)]
+    return Dataset(
+        parts.train.sequences,
+        parts.held_out.sequences,
+        parts.train.documents,
+        parts.held_out.documents,
+        spec=parts.spec,
+        sha256=_fingerprint(arrays),
+        encoder=parts.encoder,
+        standardization=parts.standardization,
+    )
 
 
 def _dataset(config: TrainConfig, train: list[Items], held_out: list[Items], **fields: object) -> Dataset:
     length = config.trainer.sequence_length
-    digest = hashlib.sha256()
-    for document in (*train, *held_out):
-        digest.update(f"{document.shape}".encode())
-        digest.update(np.ascontiguousarray(document))
     chunks = Chunks(train, length), Chunks(held_out, length)
     if not all(map(len, chunks)):
         raise ConfigError("data.held_out: one side of the split has no item to predict; change it or add data")
-    return Dataset(*chunks, train, held_out, sha256=digest.hexdigest(), **fields)
+    return Dataset(*chunks, train, held_out, sha256=_fingerprint([*train, *held_out]), **fields)
+
+
+def _fingerprint(arrays: Iterable[NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{tuple(array.shape)}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from statewise import mixture, sampling
 from statewise.model_spec import HeadSpec, MixtureHead, ModelSpec, ValueHead
 from statewise.sampling import SamplingParams
-from training.state import zero_state
+from training.state import encoded_state, zero_state
 
 Items = NDArray[np.int64] | NDArray[np.float32]
 
@@ -29,23 +29,30 @@ class ReferenceDecoder:
         self.spec = spec
 
     @torch.inference_mode()
-    def outputs(self, rows: Sequence[Items]) -> list[NDArray[np.float32]]:
-        """Outputs at every position of every row, `[time, output_size]` each (teacher forcing)."""
+    def outputs(self, rows: Sequence[Items], sources: Sequence[Items] | None = None) -> list[NDArray[np.float32]]:
+        """Outputs at every position of every row, `[time, output_size]` each (teacher forcing).
+
+        `sources`: of each row, `[source]` or `[source, features]`, where the model has one.
+        """
         items, lengths = _pad(rows)
-        hidden, _ = self.module(items, lengths, zero_state(self.spec, len(rows), items.shape[1]))
+        hidden, _ = self.module(items, lengths, self._first_state(len(rows), items.shape[1], sources))
         output = self.module.head(hidden).numpy()
         return [output[row, : len(items)] for row, items in enumerate(rows)]
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Items], params: Sequence[SamplingParams], num_items: int
+        self,
+        prompts: Sequence[Items],
+        params: Sequence[SamplingParams],
+        num_items: int,
+        sources: Sequence[Items] | None = None,
     ) -> tuple[list[Items], list[NDArray[np.float32]]]:
         """Continue every prompt by `num_items`; end tokens do not end anything.
 
         Returns the items of each row and the outputs they were chosen from, `[num_items, size]` each.
         """
         items, lengths = _pad(prompts)
-        state = zero_state(self.spec, len(prompts), items.shape[1] + num_items)
+        state = self._first_state(len(prompts), items.shape[1] + num_items, sources)
         noise = [mixture.noise_of(self.spec.head, p.seed or 0).take(0, num_items) for p in params]
         chosen: list[list[NDArray[np.generic]]] = [[] for _ in prompts]
         seen: list[list[NDArray[np.float32]]] = [[] for _ in prompts]
@@ -59,6 +66,11 @@ class ReferenceDecoder:
                 chosen[row].append(item)
             items, lengths = _pad([np.stack(row[-1:]) for row in chosen])
         return [np.stack(row) for row in chosen], [np.stack(row) for row in seen]
+
+    def _first_state(self, num_rows: int, num_positions: int, sources: Sequence[Items] | None) -> tuple[Tensor, ...]:
+        if sources is None:
+            return zero_state(self.spec, num_rows, num_positions)
+        return encoded_state(self.module, self.spec, *_pad(sources), num_positions)
 
 
 def next_item(

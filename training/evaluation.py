@@ -19,6 +19,8 @@ from training.baselines import (
 from training.checkpoint import Checkpoint
 from training.data import Chunks, InOrder
 from training.dataset import Dataset
+from training.labelled.figures import LabelFigures
+from training.labelled.measure import answer_figures
 from training.module import run_batch
 
 
@@ -40,7 +42,14 @@ class Summary(BaseModel):
     held_out_characters: int | None = None
     bits_per_character: float | None = None
     baselines: dict[str, float]
-    """By the same measure: bits per character for text, else the validation loss."""
+    """By the same measure: bits per character for text, accuracy for labels, else the validation loss."""
+    accuracy: float | None = None
+    """Share of the held-out labels that are told; of embeddings, by the nearest mean of a label."""
+    macro_f1: float | None = None
+    """Mean of the F1 of all labels that are held out or told."""
+    labels: dict[str, LabelFigures] | None = None
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    """How often a label (row) was told as which (column), in the order of `labels`."""
     data_sha256: str
     initialized_from: str | None = None
 
@@ -53,7 +62,7 @@ def held_out_loss(checkpoint: Checkpoint, chunks: Chunks, batch_size: int) -> fl
     for batch in InOrder(chunks, batch_size):
         output = run_batch(checkpoint.module, spec, batch)
         loss = checkpoint.plugin.loss(checkpoint.config, output, batch.targets, batch.mask)
-        total += float(loss) * int(batch.mask.sum())
+        total += float(loss) * batch.num_predictions
     return total / chunks.num_predictions
 
 
@@ -67,6 +76,8 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[s
         "parameters": sum(parameter.numel() for parameter in checkpoint.module.parameters()),
         "data_sha256": dataset.sha256,
     }
+    if dataset.is_labelled:
+        return {**figures, **answer_figures(checkpoint, dataset, batch_size)}
     train, held_out, size = dataset.train_documents, dataset.held_out_documents, dataset.item_size
     if checkpoint.plugin.spec(checkpoint.config).head.kind == "mixture":
         baselines = {"random_walk": last_value_nats(train, held_out), "gaussian": independent_nats(train, held_out)}

@@ -19,6 +19,7 @@ from training.config import TrainConfig
 from training.dataset import Dataset
 from training.evaluation import Summary, measure
 from training.files import write_atomically
+from training.labelled.picture import plot_confusion
 from training.module import TrainingModule
 from training.plots import collect, plot, write_csv
 from training.run_folder import RunFolder
@@ -53,6 +54,8 @@ def finish(run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset:
         **figures,
     )
     plot(rows, run.picture_file, title=config.name, unit=summary.unit, best_step=kept.best_step)
+    if summary.confusion is not None:
+        plot_confusion(summary.confusion, tuple(summary.labels or ()), run.confusion_file, title=config.name)
     write_atomically(run.summary_file, summary.model_dump_json(indent=2) + "\n")
     return summary
 
@@ -79,7 +82,8 @@ def _save(run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: 
         plugin_name=config.plugin,
         config=settings,
         module=model,
-        special_tokens=encoder.special_tokens if encoder else SpecialTokens(),
+        # A model that is given whole texts reads them as they are, without a start or an end.
+        special_tokens=encoder.special_tokens if encoder and not dataset.is_labelled else SpecialTokens(),
         tokenizer_file=run.tokenizer_file if encoder else None,
         standardization=dataset.standardization,
         held_out=_held_out(dataset),

@@ -19,6 +19,26 @@ from statewise.model_spec import (
 from statewise.plugins import PluginConfig
 
 
+class InputConfig(PluginConfig):
+    """Base of a configuration in which exactly one of `vocabulary_size` and `features` says what the model reads."""
+
+    vocabulary_size: int | None = Field(default=None, ge=2)
+    """Token input: number of token ids. Filled in from the tokenizer."""
+    features: int | None = Field(default=None, ge=1)
+    """Real-vector input: numbers per item. Filled in from the data."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_items(self) -> InputConfig:
+        if (self.vocabulary_size is None) == (self.features is None):
+            raise ValueError("give exactly one of vocabulary_size (token input) and features (real-vector input)")
+        return self
+
+    @property
+    def item_size(self) -> int:
+        """Size of the vocabulary, or numbers of a vector."""
+        return self.vocabulary_size or self.features or 0
+
+
 class ValueHeadConfig(PluginConfig):
     """The next vector itself, fitted by squared error."""
 
@@ -43,20 +63,14 @@ HeadConfig = Annotated[
 ]
 
 
-class ItemConfig(PluginConfig):
-    """Base of a configuration in which exactly one of `vocabulary_size` and `features` says what the model reads."""
+class ItemConfig(InputConfig):
+    """Base of the configuration of a model that gives the next one of the items that it reads."""
 
-    vocabulary_size: int | None = Field(default=None, ge=2)
-    """Token input: number of token ids. Filled in from the tokenizer."""
-    features: int | None = Field(default=None, ge=1)
-    """Real-vector input: numbers per item. Filled in from the data."""
     head: HeadConfig | None = None
     """Real-vector input: what is said of the next vector; `value` where absent. A name stands for its defaults."""
 
     @model_validator(mode="after")
-    def _one_kind_of_items(self) -> ItemConfig:
-        if (self.vocabulary_size is None) == (self.features is None):
-            raise ValueError("give exactly one of vocabulary_size (token input) and features (real-vector input)")
+    def _head_fits(self) -> ItemConfig:
         if self.vocabulary_size is not None and self.head is not None:
             raise ValueError(f"head: {self.head.kind} is for real vectors (data.kind series); leave it out for tokens")
         self.next_item  # noqa: B018 # its own limits
@@ -71,10 +85,10 @@ class ItemConfig(PluginConfig):
             return MixtureHead(features=self.features, **self.head.model_dump())
         return ValueHead(features=self.features)
 
-    def model_spec(self, state: tuple[StateSpec, ...], max_positions: int | None = None) -> ModelSpec:
-        """A model that reads these items, gives the next one, and carries this state."""
+    def model_spec(self, state: tuple[StateSpec, ...], max_positions: int | None = None, **others: object) -> ModelSpec:
+        """A model that reads these items, gives the next one, and carries this state; and what else there is of it."""
         if self.features is None:
             reads = TokenInput(vocabulary_size=self.vocabulary_size)
         else:
             reads = RealInput(features=self.features)
-        return ModelSpec(input=reads, head=self.next_item, state=state, max_positions=max_positions)
+        return ModelSpec(input=reads, head=self.next_item, state=state, max_positions=max_positions, **others)

@@ -7,12 +7,17 @@ from statewise.model_spec import HeadSpec, MixtureHead
 from training.mixture import log_density
 
 
-def next_item_loss(head: HeadSpec, output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy in nats per token, negative log-density in nats per vector, or squared error per vector element.
+def next_item_loss(
+    output: Tensor, targets: Tensor, mask: Tensor, label_smoothing: float = 0.0, head: HeadSpec | None = None
+) -> Tensor:
+    """Cross-entropy in nats per token, or squared error per vector element; over the items that `mask` marks.
 
-    As the head says; over the items that `mask` marks.
+    Where the head is a mixture, negative log-density in nats per vector.
+    `label_smoothing` is the share of a target token's probability that is spread over the whole vocabulary.
     """
     output, targets = output[mask], targets[mask]
     if isinstance(head, MixtureHead):
         return -log_density(output, targets, head).mean()
-    return F.cross_entropy(output, targets) if head.kind == "categorical" else F.mse_loss(output, targets)
+    if targets.is_floating_point():
+        return F.mse_loss(output, targets)
+    return F.cross_entropy(output, targets, label_smoothing=label_smoothing)

@@ -16,6 +16,7 @@ from statewise.model_spec import ModelSpec
 from statewise.plugins import PluginConfig, SequencePlugin
 from training.config import ScheduleConfig, TrainConfig
 from training.data import Batch
+from training.labelled.figures import label_accuracy
 from training.state import encoded_state, zero_state
 
 DATA_KEY = "statewise_data_sha256"
@@ -99,15 +100,17 @@ class TrainingModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch) -> None:
-        """Log the mean loss over all held-out items, each weighing the same."""
-        self.log("validation_loss", self._loss(batch), batch_size=int(batch.mask.sum()), on_epoch=True)
+        """Log the mean loss over all held-out items, each weighing the same; and how many labels are right."""
+        output = self._run(batch)
+        loss = self.plugin.loss(self.settings, output, batch.targets, batch.mask)
+        self.log("validation_loss", loss, batch_size=batch.num_predictions, on_epoch=True)
+        if self.spec.head.kind == "labels":
+            accuracy = label_accuracy(output, batch)
+            self.log("validation_accuracy", accuracy, batch_size=batch.num_predictions, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:
         """End a run that has diverged."""
         self._check_finite(self.trainer.callback_metrics["validation_loss"], "validation")
-
-    def _loss(self, batch: Batch) -> Tensor:
-        return self.plugin.loss(self.settings, self._run(batch), batch.targets, batch.mask)
 
     def _run(self, batch: Batch) -> Tensor:
         return run_batch(self.model, self.spec, batch)

@@ -11,7 +11,7 @@ from training.files import atomic_file, write_atomically
 
 Row = dict[str, float]
 
-COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate")
+COLUMNS = ("step", "train_loss", "validation_loss", "validation_accuracy", "learning_rate")
 
 
 def collect(logs: Path) -> list[Row]:
@@ -33,9 +33,10 @@ def collect(logs: Path) -> list[Row]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One row per logged step; cells that were not measured there are empty."""
+    """One row per logged step; cells not measured there are empty, and runs without labels have no accuracy."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    columns = [name for name in COLUMNS if name != "validation_accuracy" or any(name in row for row in rows)]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "step": int(row["step"])} for row in rows)
     write_atomically(path, text.getvalue())
@@ -57,6 +58,12 @@ def plot(rows: Sequence[Row], path: Path, *, title: str, unit: str, best_step: i
         axes.annotate(f"best: {best:.3f}", (best_step, best), (0, 12), textcoords="offset points", ha="right")
     axes.set(title=title, xlabel="step", ylabel=f"loss ({unit})")
     axes.grid(alpha=0.3)
+    accuracy = _curve(rows, "validation_accuracy")
+    if accuracy[0]:
+        axes.plot([], [], color="tab:green", marker="s", markersize=4, label="accuracy (held out, right)")
+        right = axes.twinx()
+        right.plot(*accuracy, color="tab:green", marker="s", markersize=4)
+        right.set(ylabel="accuracy", ylim=(0, 1.02))
     axes.legend()
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=120)

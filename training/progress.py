@@ -78,6 +78,6 @@ class TrainingProgress(ProgressBar):
 
 
 def _losses(trainer: L.Trainer) -> str:
-    names = {"train_loss": "train", "validation_loss": "validation"}
+    names = {"train_loss": "train", "validation_loss": "validation", "validation_accuracy": "accuracy"}
     metrics = trainer.callback_metrics
     return "  ".join(f"{short} {float(metrics[name]):.3f}" for name, short in names.items() if name in metrics)

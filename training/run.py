@@ -23,6 +23,8 @@ from training.data import InOrder
 from training.dataset import Dataset, prepare
 from training.evaluation import Summary
 from training.finish import Kept, finish, keep_best
+from training.labelled.figures import class_balance
+from training.labelled.sequences import LabelledSequences
 from training.module import TrainingModule
 from training.progress import TrainingProgress
 from training.quiet import quiet_lightning
@@ -156,8 +158,15 @@ def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: D
 
 def _check_fits(config: TrainConfig, model: ModelSpec, data: DataSpec) -> None:
     """Hold what the family learns against what the data teaches."""
-    learns = _task(has_source=model.source is not None, has_labels=model.head.kind == "labels")
-    teaches = _task(has_source=data.source is not None, has_labels=data.labels is not None)
+    gives_value = not model.generates and model.head.kind == "value"
+    learns = _task(
+        has_source=model.source is not None,
+        has_labels=not model.generates and not gives_value,
+        has_values=gives_value,
+    )
+    teaches = _task(
+        has_source=data.source is not None, has_labels=data.labels is not None, has_values=data.value_size is not None
+    )
     if learns != teaches:
         raise ConfigError(
             f"data.kind: {config.data.kind} holds {teaches}, but a {config.plugin} of this configuration learns from "
@@ -165,7 +174,9 @@ def _check_fits(config: TrainConfig, model: ModelSpec, data: DataSpec) -> None:
         )
 
 
-def _task(*, has_source: bool, has_labels: bool) -> str:
+def _task(*, has_source: bool, has_labels: bool, has_values: bool) -> str:
+    if has_values:
+        return "sequences with values"
     if has_labels:
         return "labelled sequences"
     return "pairs of source and target" if has_source else "sequences to go on with"
@@ -192,9 +203,14 @@ def _find_checkpoint(run: RunFolder, console: Console) -> Path | None:
 def _announce(config: TrainConfig, dataset: Dataset, model: nn.Module, console: Console) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     size = f"vocabulary {dataset.item_size}" if dataset.encoder else f"{dataset.item_size} features"
+    train, held_out = dataset.train, dataset.held_out
+    counted = "sequences" if isinstance(train, LabelledSequences) and train.per_sequence else "items"
     console.print(
         f"{config.name}: {config.plugin}, {parameters:,} parameters, {size}; "
-        f"{dataset.train.num_predictions:,} items to train on, {dataset.held_out.num_predictions:,} held out",
+        f"{train.num_predictions:,} {counted} to train on, {held_out.num_predictions:,} held out",
         highlight=False,
         soft_wrap=True,
     )
+    if dataset.spec.labels is not None:
+        balance = class_balance(train, dataset.spec.labels)
+        console.print(f"labels: {balance}", highlight=False, markup=False, soft_wrap=True)

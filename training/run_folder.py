@@ -50,6 +50,7 @@ class RunFolder:
         self.summary_file = folder / "summary.json"
         self.metrics_file = folder / "metrics.csv"
         self.picture_file = folder / "loss.png"
+        self.confusion_file = folder / "confusion.png"
         self.tokenizer_file = folder / TOKENIZER_FILE
         self.checkpoints = folder / "checkpoints"
         self.logs = folder / "logs"
@@ -115,7 +116,8 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
         for name in (CHECKPOINT_FILE, WEIGHTS_FILE, TOKENIZER_FILE):
             (self.folder / name).unlink(missing_ok=True)
-        for path in (self.summary_file, self.metrics_file, self.picture_file, self.config_file):
+        pictures = (self.picture_file, self.confusion_file)
+        for path in (self.summary_file, self.metrics_file, *pictures, self.config_file):
             path.unlink(missing_ok=True)
 
     def list_checkpoints(self) -> list[Path]:

@@ -34,6 +34,10 @@ class Standardized(nn.Module):
         items, chunk = ((raw - self.mean) / self.deviation for raw in (items, chunk))
         return self.module.forward_mixed(items, state, chunk, chunk_state)
 
+    def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """What the module inside shows of raw vectors, where it shows something."""
+        return self.module.inspect((items - self.mean) / self.deviation, lengths)
+
     def head(self, hidden: Tensor) -> Tensor:
         """Values, or a mixture's parameters, of raw vectors, `[..., output_size]`."""
         return self.module.head(hidden) * self.factor + self.shift

@@ -44,6 +44,18 @@ class TextEncoder:
         parts = [np.array(encoding.ids, np.int32) for encoding in encodings]
         return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
+    def encode_with_ends(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the ids of a text, and for each the index of the character behind its last one."""
+        pieces = list(_pieces(text))
+        shifts = np.cumsum([0, *map(len, pieces)])[:-1]
+        encodings = self.tokenizer.encode_batch(pieces, add_special_tokens=False)
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        ends = [
+            np.array([end for _, end in encoding.offsets], np.int64) + shift
+            for encoding, shift in zip(encodings, shifts, strict=True)
+        ]
+        return np.concatenate(ids), np.concatenate(ends)
+
 
 def make_encoder(config: TokenizerConfig, texts: Sequence[str]) -> TextEncoder:
     """Make the tokenizer of a run, fitted to its training texts; the same texts always give the same one.

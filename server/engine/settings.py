@@ -57,5 +57,20 @@ class EngineSettings(BaseModel):
     max_top_log_probabilities: int = Field(default=20, ge=0)
     """Most alternatives returned beside each chosen token."""
 
+    batch_delay_ms: float = Field(default=2.0, ge=0, le=1000)
+    """How long a sequence to be read at once (Predict, Score) may wait for others to share its batch."""
+
+    max_batch_rows: int = Field(default=32, ge=1)
+    """Most sequences in one such batch."""
+
+    max_batch_tokens: int = Field(default=8192, ge=16)
+    """Most items in one such batch, padding included, and of one such sequence: what a run needs grows with it."""
+
+    max_inputs: int = Field(default=256, ge=1)
+    """Most sequences of one Predict or Score request."""
+
+    max_waiting_inputs: int = Field(default=4096, ge=1)
+    """Sequences that may wait for a batch; `max_waiting_tokens` bounds their items too."""
+
     intra_op_threads: int = Field(default=0, ge=0)
     """Threads that compute one run; 0 takes all cores."""

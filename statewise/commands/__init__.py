@@ -28,6 +28,7 @@ _ORDER = ("train", "import", "export", "verify", "serve", "generate", "models", 
 
 _EXTRAS = {
     **dict.fromkeys(("lightning", "matplotlib", "onnxscript", "safetensors", "torch"), "train"),
+    "sklearn": "demos",
     "ray": "ray",
 }
 """What installs a package that is missing."""
@@ -111,7 +112,7 @@ _app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
-    epilog="The usual order: train, export, verify, serve, generate. `statewise demo` does it all once.",
+    epilog="The usual order: train, export, verify, serve, generate. `statewise demo` does it all at once.",
 )
 
 

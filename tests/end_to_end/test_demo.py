@@ -1,4 +1,4 @@
-"""`statewise demo`, as a user runs it, on a tiny model."""
+"""`statewise demo text`, as a user runs it, on a tiny model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import pytest
 
 from statewise.bundle import open_bundle
 from statewise.certificate import check_certificate
+from statewise.commands.demos import DEMOS, load_demo
+from statewise.errors import NotFoundError
 
 PNG = b"\x89PNG\r\n"
 
@@ -29,7 +31,7 @@ class Run(NamedTuple):
 
 def command(folder: Path) -> list[str]:
     """The demo's command line."""
-    return [sys.executable, "-P", "-m", "statewise", "demo", "--fast", "--folder", str(folder)]
+    return [sys.executable, "-P", "-m", "statewise", "demo", "--fast", "--folder", str(folder.parent)]
 
 
 def run_demo(folder: Path) -> Run:
@@ -41,8 +43,8 @@ def run_demo(folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two runs of the demo share."""
-    return tmp_path_factory.mktemp("demo")
+    """The folder that two runs of the demo share, as --fast names it."""
+    return tmp_path_factory.mktemp("demo") / "text-fast"
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def test_bundle_and_pictures_are_left(first: Run) -> None:
 
 def test_second_run_reuses_model_and_bundle(first: Run, second: Run) -> None:
     """A second run trains and exports nothing, and says so."""
-    assert second.summary["reused"] == ["model", "bundle"]
+    assert second.summary["reused"] == ["model python-docs", "bundle python-docs"]
     assert second.summary["training"] == first.summary["training"]
     assert second.summary["bundle"] == first.summary["bundle"]
     assert "reused" in second.output
@@ -124,18 +126,31 @@ def test_second_demo_at_once_is_refused(folder: Path, second: Run) -> None:
         os.close(descriptor)
 
     assert refused.returncode == 2
-    assert "another demo is running there" in refused.stderr
+    assert "another demo is running; wait for it" in refused.stderr
 
 
 def test_failed_step_ends_the_demo_with_its_exit_code(tmp_path: Path) -> None:
     """Where training cannot write, its exit code and message are the demo's."""
-    (tmp_path / "runs").write_text("a file where a folder is wanted")
-    failed = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60)
+    folder = tmp_path / "text-fast"
+    folder.mkdir()
+    (folder / "runs").write_text("a file where a folder is wanted")
+    failed = subprocess.run(command(folder), capture_output=True, text=True, timeout=60)
 
     assert failed.returncode == 2
     assert "`statewise train" in failed.stderr
     assert "failed with exit code 2" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_unknown_demo_lists_the_known_ones() -> None:
+    """A name that is no demo is refused with those that are."""
+    with pytest.raises(NotFoundError, match=r"there is no demo 'txet'; there are: text"):
+        load_demo("txet")
+
+
+def test_every_listed_demo_is_there() -> None:
+    """Each name of the table is a module with a `run`."""
+    assert all(callable(load_demo(name)) for name in DEMOS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from server.engine.engine import Engine
 from server.engine.request import Delta, GenerationRequest, Stream
@@ -19,9 +19,10 @@ from server.engine.settings import EngineSettings
 from server.engine.state_memory import default_state_memory
 from server.repository import Repository
 from server.runtime.providers import why_not
-from statewise.errors import BundleError, ConfigError, NotFoundError, UnavailableError
+from statewise.errors import BundleError, ConfigError, InvalidRequestError, NotFoundError, UnavailableError
 from statewise.sampling import GREEDY
 from tests.small_bundles import CERTIFICATE, CONTENT, DATA, STEP, VARIANT, write_bundle
+from tests.small_encoders import write_sums
 
 SETTINGS = EngineSettings(max_rows=2, intra_op_threads=1)
 
@@ -274,3 +275,34 @@ def test_closing_twice_or_before_loading_does_nothing(models: Path) -> None:
     repository.load_all()
 
     assert all(entry.engine is None for entry in repository.entries())
+
+
+def test_a_one_shot_model_is_served_beside_generating_ones(models: Path, closing: list[Repository]) -> None:
+    """It passes the trial and answers; each kind of model refuses what is the other's, naming the rpc."""
+    write_sums(models)
+    repository = loaded(models, closing, trial=True)
+
+    assert states(repository) == {"a/2": "ready", "b/1": "ready", "sums/1": "ready"}
+    answer = repository.predictor("sums").batcher("predict").submit(np.array([1, 2])).result(10)
+    assert answer["output"].tolist() == [3, 30]
+    with pytest.raises(InvalidRequestError, match="'sums' does not generate; use Predict"):
+        repository.get("sums")
+    with pytest.raises(InvalidRequestError, match="'a' cannot Predict: it only generates; use Generate"):
+        repository.predictor("a").batcher("predict")
+    repository.close(1.0)
+    with pytest.raises(UnavailableError, match="stopping"):
+        repository.predictor("sums")
+
+
+def test_a_one_shot_graph_that_fails_when_run_is_refused(tmp_path: Path, closing: list[Repository]) -> None:
+    """The trial runs it once in the child process: a graph that cannot run never becomes ready."""
+
+    def divide_the_indivisible(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([7, -1]), "shape"))
+        model.graph.node[-2].CopyFrom(helper.make_node("Reshape", ["kept", "shape"], ["output"]))
+
+    write_sums(tmp_path, change=divide_the_indivisible)
+    (entry,) = loaded(tmp_path, closing, trial=True).entries()
+
+    assert entry.state == "refused"
+    assert "Reshape" in entry.reason

@@ -79,7 +79,7 @@ class AutoregressivePlugin(SequencePlugin[AutoregressiveConfig]):
         self, config: AutoregressiveConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
         """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
-        return next_item_loss(config.next_item, output, targets, mask)
+        return next_item_loss(output, targets, mask, head=config.next_item)
 
     def fit(self, module: torch.nn.Module, config: AutoregressiveConfig, documents: Sequence[Items]) -> bool:
         """Conditional least squares: over the items that a whole window precedes."""

@@ -20,12 +20,15 @@ class LockedDropout(nn.Dropout):
         return inputs * F.dropout(torch.ones_like(inputs[:, :1]), self.p)
 
 
-def single_layer(rnn: nn.RNNBase, layer: int) -> nn.RNNBase:
-    """One layer of a stack as a module of its own, on the same parameters."""
+def single_layer(rnn: nn.RNNBase, layer: int, direction: str = "") -> nn.RNNBase:
+    """One layer of a stack as a module of its own, on the same parameters; `direction` "_reverse" is the backward one.
+
+    The module itself runs forward: whoever takes a backward layer reverses its rows.
+    """
     options = {"nonlinearity": rnn.nonlinearity} if isinstance(rnn, nn.RNN) else {}
-    input_size = rnn.hidden_size if layer else rnn.input_size
+    input_size = rnn.hidden_size * (2 if rnn.bidirectional else 1) if layer else rnn.input_size
     # On the meta device nothing is allocated, nor drawn from the random generator.
     single = type(rnn)(input_size, rnn.hidden_size, batch_first=True, device="meta", **options)
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        setattr(single, f"{name}_l0", getattr(rnn, f"{name}_l{layer}"))
+        setattr(single, f"{name}_l0", getattr(rnn, f"{name}_l{layer}{direction}"))
     return single

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from statewise.model_spec import HeadSpec
 from training.mixture import output_layer
+from training.recurrent.gates import gate_activations
 from training.recurrent.locked_dropout import LockedDropout, single_layer
 from training.recurrent.onnx_operators import onnx_layer
 
@@ -23,6 +24,7 @@ class RecurrentModule(nn.Module):
 
     `embedding`, `rnn` and `output` are plain torch.nn modules, so their state dicts load from any PyTorch model.
     State: for each layer the hidden vector `[row, hidden_size]`, and for LSTM the cell vector after it.
+    `context_size`: features that a subclass puts beside every item.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class RecurrentModule(nn.Module):
         head: HeadSpec,
         dropout_kind: DropoutKind = "standard",
         nonlinearity: str = "tanh",
+        context_size: int = 0,
     ) -> None:
         super().__init__()
-        sizes = (input_size, hidden_size, num_layers)
+        sizes = (input_size + context_size, hidden_size, num_layers)
         # torch.nn warns of dropout where there is no layer boundary to apply it at.
         between = {"dropout": dropout if num_layers > 1 else 0.0, "batch_first": True}
         if cell == "rnn":
@@ -68,6 +71,17 @@ class RecurrentModule(nn.Module):
         else:
             hidden, new_state = self._forward_eager(self.rnn, inputs, lengths, state)
         return self.dropout(hidden), new_state
+
+    def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Activations of every layer's gates over whole sequences, `input_gate.0` and so on, `[row, time, hidden]`."""
+        inputs = items if self.embedding is None else self.embedding(items)
+        activations = {}
+        for layer in range(self.rnn.num_layers):
+            hidden = self._whole_rows(layer, inputs, lengths)
+            gates = gate_activations(self.rnn, layer, inputs, hidden)
+            activations |= {f"{name}.{layer}": gate for name, gate in gates.items()}
+            inputs = hidden
+        return activations
 
     def head(self, hidden: Tensor) -> Tensor:
         """What the model says of the next item, `[..., output_size]`."""
@@ -103,10 +117,19 @@ class RecurrentModule(nn.Module):
         new_state: list[Tensor] = []
         for layer in range(self.rnn.num_layers):
             old = state[layer * per_layer : (layer + 1) * per_layer]
-            hidden, new = onnx_layer(self.rnn, self.cell, layer, hidden, lengths, old)
+            only_direction = tuple(vector.unsqueeze(0) for vector in old)
+            hidden, new = onnx_layer(self.rnn, self.cell, layer, hidden, lengths, only_direction)
             # The operator zeroes the state of a row without items.
-            new_state += [torch.where(keep, n, o) for n, o in zip(new, old, strict=True)]
+            new_state += [torch.where(keep, n.squeeze(0), o) for n, o in zip(new, old, strict=True)]
         return hidden.transpose(0, 1), tuple(new_state)
+
+    def _whole_rows(self, layer: int, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden vectors of one layer over whole sequences."""
+        zeros = inputs.new_zeros(inputs.shape[0], self.rnn.hidden_size)
+        state = (zeros, zeros) if self.cell == "lstm" else (zeros,)
+        if torch.compiler.is_exporting():
+            return onnx_layer(self.rnn, self.cell, layer, inputs.transpose(0, 1), lengths, state)[0].transpose(0, 1)
+        return self._forward_eager(single_layer(self.rnn, layer), inputs, lengths, state)[0]
 
     def _stack(self, state: State) -> Tensor | State:
         if self.cell == "lstm":

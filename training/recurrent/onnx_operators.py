@@ -17,31 +17,35 @@ _GATES = {"rnn": (0,), "lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 def onnx_layer(
     rnn: nn.RNNBase, cell: str, layer: int, inputs: Tensor, lengths: Tensor, state: tuple[Tensor, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Emit one layer while torch.export traces; inputs `[time, row, features]`, state vectors `[row, hidden]`.
+    """Emit one layer while torch.export traces; inputs `[time, row, features]`, state `[direction, row, hidden]` each.
 
-    Returns hidden vectors `[time, row, hidden]` and the new state vectors.
+    A bidirectional layer has two directions, of which the second begins at each row's own last item.
+
+    Returns hidden vectors `[time, row, direction * hidden]` and the new state.
     """
-    hidden_size = rnn.hidden_size
-    weights = [_reorder(getattr(rnn, f"{name}_l{layer}"), cell, hidden_size) for name in ("weight_ih", "weight_hh")]
-    bias = torch.cat([_reorder(getattr(rnn, f"{name}_l{layer}"), cell, hidden_size) for name in ("bias_ih", "bias_hh")])
+    weights = [_of_directions(rnn, name, cell, layer) for name in ("weight_ih", "weight_hh")]
+    bias = torch.cat([_of_directions(rnn, name, cell, layer) for name in ("bias_ih", "bias_hh")], dim=1)
     time, rows = inputs.shape[0], inputs.shape[1]
-    last_shape = [1, rows, hidden_size]
+    num_directions = 2 if rnn.bidirectional else 1
     hidden, *last = torch.onnx.ops.symbolic_multi_out(
         cell.upper(),
-        [
-            inputs,
-            weights[0].unsqueeze(0),
-            weights[1].unsqueeze(0),
-            bias.unsqueeze(0),
-            lengths.to(torch.int32),
-            *(vector.unsqueeze(0) for vector in state),
-        ],
-        attrs={"hidden_size": hidden_size, **_attributes(rnn, cell)},
+        [inputs, *weights, bias, lengths.to(torch.int32), *state],
+        attrs={"hidden_size": rnn.hidden_size, **_attributes(rnn, cell)},
         dtypes=[inputs.dtype] * (1 + len(state)),
-        shapes=[[time, 1, rows, hidden_size], *([last_shape] * len(state))],
+        shapes=[
+            [time, num_directions, rows, rnn.hidden_size],
+            *([num_directions, rows, rnn.hidden_size] for _ in state),
+        ],
         version=14,
     )
-    return hidden.squeeze(1), tuple(vector.squeeze(0) for vector in last)
+    # One direction is squeezed rather than flattened, so that a step takes no detour.
+    return hidden.transpose(1, 2).flatten(2) if rnn.bidirectional else hidden.squeeze(1), tuple(last)
+
+
+def _of_directions(rnn: nn.RNNBase, name: str, cell: str, layer: int) -> Tensor:
+    """A parameter of a layer in the operator's order of gates, `[direction, ...]`."""
+    suffixes = ("", "_reverse") if rnn.bidirectional else ("",)
+    return torch.stack([_reorder(getattr(rnn, f"{name}_l{layer}{s}"), cell, rnn.hidden_size) for s in suffixes])
 
 
 def _reorder(weight: Tensor, cell: str, hidden_size: int) -> Tensor:
@@ -49,9 +53,10 @@ def _reorder(weight: Tensor, cell: str, hidden_size: int) -> Tensor:
     return torch.cat([weight[gate * hidden_size : (gate + 1) * hidden_size] for gate in _GATES[cell]])
 
 
-def _attributes(rnn: nn.RNNBase, cell: str) -> dict[str, int | list[str]]:
+def _attributes(rnn: nn.RNNBase, cell: str) -> dict[str, int | str | list[str]]:
+    attributes: dict[str, int | str | list[str]] = {"direction": "bidirectional"} if rnn.bidirectional else {}
     if cell == "gru":
-        return {"linear_before_reset": 1}
+        attributes["linear_before_reset"] = 1
     if cell == "rnn":
-        return {"activations": ["Relu" if rnn.mode == "RNN_RELU" else "Tanh"]}
-    return {}
+        attributes["activations"] = ["Relu" if rnn.mode == "RNN_RELU" else "Tanh"] * (2 if rnn.bidirectional else 1)
+    return attributes

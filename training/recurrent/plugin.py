@@ -9,13 +9,13 @@ from pydantic import Field, model_validator
 
 from statewise.model_spec import ModelSpec, StateSpec
 from statewise.plugins import SequencePlugin
-from training.items import ItemConfig
+from training.items import InputConfig, ItemConfig
 from training.losses import next_item_loss
 from training.recurrent.module import Cell, DropoutKind, RecurrentModule
 
 
-class RecurrentConfig(ItemConfig):
-    """Configuration of a recurrent model."""
+class RecurrentLayersConfig(InputConfig):
+    """What step functions and encoders have in common."""
 
     hidden_size: int = Field(default=256, ge=1)
     num_layers: int = Field(default=1, ge=1, le=64)
@@ -25,23 +25,34 @@ class RecurrentConfig(ItemConfig):
     """Applied to the embedding, between layers and before the head, in training only."""
     dropout_kind: DropoutKind = "standard"
     """A new mask at every time step, or ("locked") one per sequence and layer (Gal and Ghahramani 2016)."""
-    tied_embeddings: bool = False
-    """The head uses the embedding's matrix (Press and Wolf 2017); needs embedding_size = hidden_size."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> RecurrentConfig:
-        if self.features is not None and (self.tied_embeddings or self.embedding_size is not None):
-            raise ValueError("embedding_size and tied_embeddings need token input (vocabulary_size)")
-        if self.tied_embeddings and self.embedding_width != self.hidden_size:
-            raise ValueError(
-                f"tied_embeddings needs embedding_size = hidden_size, got {self.embedding_width} and {self.hidden_size}"
-            )
+    def _only_tokens_are_embedded(self) -> RecurrentLayersConfig:
+        if self.features is not None and self.embedding_size is not None:
+            raise ValueError("embedding_size needs token input (vocabulary_size)")
         return self
 
     @property
     def embedding_width(self) -> int:
         """Width of the token embedding."""
         return self.embedding_size or self.hidden_size
+
+
+class RecurrentConfig(RecurrentLayersConfig, ItemConfig):
+    """Configuration of a recurrent model."""
+
+    tied_embeddings: bool = False
+    """The head uses the embedding's matrix (Press and Wolf 2017); needs embedding_size = hidden_size."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RecurrentConfig:
+        if self.features is not None and self.tied_embeddings:
+            raise ValueError("tied_embeddings needs token input (vocabulary_size)")
+        if self.tied_embeddings and self.embedding_width != self.hidden_size:
+            raise ValueError(
+                f"tied_embeddings needs embedding_size = hidden_size, got {self.embedding_width} and {self.hidden_size}"
+            )
+        return self
 
 
 class RNNConfig(RecurrentConfig):
@@ -66,6 +77,10 @@ class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
         )
         return config.model_spec(state)
 
+    def inspects(self, config: RecurrentConfig) -> bool:
+        """Gates, which plain recurrent networks lack."""
+        return self.cell != "rnn"
+
     def build(self, config: RecurrentConfig) -> RecurrentModule:
         """The step function, initialised as torch.nn does."""
         return RecurrentModule(
@@ -85,7 +100,7 @@ class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
         self, config: RecurrentConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
         """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
-        return next_item_loss(config.next_item, output, targets, mask)
+        return next_item_loss(output, targets, mask, head=config.next_item)
 
 
 class RNNPlugin(RecurrentPlugin):

@@ -1,7 +1,8 @@
-"""Attention over a key/value cache: one function, eager in PyTorch; at export, one of two lowerings."""
+"""Attention over a key/value cache: one function, eager in PyTorch; at export, one of three lowerings."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,14 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Lowering = Literal["gqa", "standard"]
+Lowering = Literal["gqa", "standard", "plain"]
 
 _lowering: ContextVar[Lowering] = ContextVar("attention_lowering", default="gqa")
 
 
 @contextmanager
 def attention_lowering(lowering: Lowering) -> Iterator[None]:
-    """Trace attention as GroupQueryAttention (`gqa`), or as ONNX's own operators of opset 24 (`standard`)."""
+    """Trace attention as GroupQueryAttention (`gqa`), as ONNX's own operators of opset 24 (`standard`), or as products.
+
+    The last one, `plain`, is for graphs that read whole sequences from their first item on: the caches are left empty.
+    """
     token = _lowering.set(lowering)
     try:
         yield
@@ -48,6 +52,8 @@ def cached_attention(
     if torch.compiler.is_exporting():
         if _lowering.get() == "standard":
             return _standard_attention(query, key, value, past_key, past_value, position)
+        if _lowering.get() == "plain":
+            return weighted_values(causal_weights(query, key), value), past_key, past_value
         return _group_query_attention(query, key, value, past_key, past_value, position, lengths)
     time = query.shape[1]
     if time == past_key.shape[2]:
@@ -62,6 +68,28 @@ def cached_attention(
         query.transpose(1, 2), keys, values, mask, dropout, is_causal=mask is None, enable_gqa=True
     )
     return attended.transpose(1, 2), keys, values
+
+
+def causal_weights(query: Tensor, key: Tensor) -> Tensor:
+    """Attention weights of whole sequences, `[row, head, query, key]`; those of a query add up to 1.
+
+    query `[row, time, head, head_size]`, key `[row, time, kv_head, head_size]`. Padding on the right is seen by padding
+    alone.
+    """
+    time = torch.arange(query.shape[1], device=query.device)
+    scores = query.transpose(1, 2) @ _each_head(key, query.shape[2]).transpose(2, 3)
+    hidden = time > time[:, None]
+    return (scores / math.sqrt(query.shape[3])).masked_fill(hidden, -torch.inf).softmax(dim=3)
+
+
+def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
+    """The values `[row, time, kv_head, head_size]` that weights attend to, `[row, time, head, head_size]`."""
+    return (weights @ _each_head(value, weights.shape[1])).transpose(1, 2)
+
+
+def _each_head(shared: Tensor, num_heads: int) -> Tensor:
+    """Keys or values `[row, head, time, head_size]`, each copied for every query head that shares it."""
+    return shared.transpose(1, 2).repeat_interleave(num_heads // shared.shape[2], dim=1)
 
 
 def _write(cache: Tensor, new: Tensor, position: Tensor, lengths: Tensor) -> Tensor:

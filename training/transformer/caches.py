@@ -1,7 +1,7 @@
 """Where the new items of a run stand, and how they attend to what came before: rows of their own, or rows in company.
 
 A Transformer's layers treat every item by itself but for attention, so they need not know how the items of a run are
-laid out. These two classes do.
+laid out. These classes do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from training.transformer.attention import cached_attention
+from training.transformer.attention import cached_attention, causal_weights, weighted_values
 
 State = Sequence[Tensor]
 
@@ -50,6 +50,18 @@ class RowCaches:
     def new_state(self) -> tuple[Tensor, ...]:
         """The state after the run."""
         return (self._position + self._lengths, *self._present)
+
+
+class WholeRows:
+    """Whole sequences `[row, time]`, right-padded, without a cache; the attention weights of every layer are kept."""
+
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """Attend in the next layer; without dropout."""
+        self.weights.append(causal_weights(query, key))
+        return weighted_values(self.weights[-1], value)
 
 
 class MixedCaches:

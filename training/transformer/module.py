@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,19 +12,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.mixture import output_layer
-from training.transformer.caches import Caches, MixedCaches, RowCaches
+from training.transformer.caches import Caches, MixedCaches, RowCaches, WholeRows
 from training.transformer.positions import rotary_table, rotate, sinusoidal_table
 
 if TYPE_CHECKING:
-    from training.transformer.plugin import TransformerConfig
+    from training.transformer.plugin import TransformerConfig, TransformerLayersConfig
 
 State = tuple[Tensor, ...]
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
-class TransformerModule(nn.Module):
-    """Embedding, layers, head. State: `position` int64 `[row]`, then each layer's key and value cache."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+class TransformerTrunk(nn.Module):
+    """Items to hidden vectors: embedding, positions, layers."""
+
+    def __init__(self, config: TransformerLayersConfig, layer: type[Layer]) -> None:
         super().__init__()
         width = config.hidden_size
         self.max_positions = config.max_positions
@@ -37,22 +46,51 @@ class TransformerModule(nn.Module):
             table = rotary_table(config.max_positions, config.head_width, config.rotary_base)
             self.register_buffer("rotations", table, persistent=False)
         self.positions = config.positions
+        self.embedding_scale = math.sqrt(width) if config.scaled_embeddings else None
+        self.embedding_norm = norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
-        self.final_norm = _norm(config) if config.norm_position == "pre" else nn.Identity()
-        self.output = output_layer(width, config.next_item, bias=False)
-        self.apply(_initialize)
+        self.layers = nn.ModuleList(layer(config) for _ in range(config.num_layers))
+        self.final_norm = norm(config) if config.norm_position == "pre" else nn.Identity()
+
+    def initialize(self) -> None:
+        """Draw all weights (Radford et al. 2019): branches that are added up start smaller, the deeper the stack."""
+        self.apply(initialize)
+        ends = [linear for layer in self.layers for linear in layer.branch_ends]
+        for linear in ends:
+            nn.init.normal_(linear.weight, std=0.02 / math.sqrt(len(ends)))
+
+    def run(self, items: Tensor, places: Tensor, caches: Caches) -> Tensor:
+        """Hidden vectors of items at the given positions, `[row, time, hidden_size]`."""
+        # Padding may lie beyond the last position; what it looks up is never used.
+        places = places.clamp(max=self.max_positions - 1)
+        hidden = self.embedding(items)
+        if self.embedding_scale is not None:
+            hidden = hidden * self.embedding_scale
+        if self.position_embedding is not None:
+            hidden = hidden + self.position_embedding(places)
+        if self.positions == "sinusoidal":
+            hidden = hidden + self.sinusoids[places]
+        rotation = self.rotations[places] if self.positions == "rotary" else None
+        hidden = self.dropout(self.embedding_norm(hidden))
         for layer in self.layers:
-            # Radford et al. 2019: branches that are added up start smaller, the deeper the stack.
-            for linear in (layer.attention_output, layer.down):
-                nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * config.num_layers))
+            hidden = layer(hidden, rotation, caches)
+        return self.final_norm(hidden)
+
+
+class TransformerModule(TransformerTrunk):
+    """The decoder: a step function. State: `position` int64 `[row]`, then each layer's key and value cache."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config, Layer)
+        self.output = output_layer(config.hidden_size, config.next_item, bias=config.output_bias)
+        self.initialize()
         if config.tied_embeddings:
             self.output.weight = self.embedding.weight
 
     def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         """Hidden vectors `[row, time, hidden_size]`, normalised for the head, and the state with the new items."""
         caches = RowCaches(state, lengths)
-        hidden = self._run(items, caches.places(items.shape[1]), caches)
+        hidden = self.run(items, caches.places(items.shape[1]), caches)
         return hidden, caches.new_state()
 
     def forward_mixed(
@@ -68,23 +106,14 @@ class TransformerModule(nn.Module):
         last = RowCaches(chunk_state, torch.full_like(chunk_state[0], time))
         caches = MixedCaches(rows, num_rows, last)
         line = torch.cat([items.transpose(0, 1), chunk], dim=1)
-        hidden = self._run(line, caches.places(time), caches)[0]
+        hidden = self.run(line, caches.places(time), caches)[0]
         return torch.cat([hidden[:num_rows], hidden[-1:]]), rows.new_state(), last.new_state()
 
-    def _run(self, items: Tensor, places: Tensor, caches: Caches) -> Tensor:
-        """Hidden vectors of items at the given positions, `[row, time, hidden_size]`."""
-        # Padding may lie beyond the last position; what it looks up is never used.
-        places = places.clamp(max=self.max_positions - 1)
-        hidden = self.embedding(items)
-        if self.position_embedding is not None:
-            hidden = hidden + self.position_embedding(places)
-        if self.positions == "sinusoidal":
-            hidden = hidden + self.sinusoids[places]
-        rotation = self.rotations[places] if self.positions == "rotary" else None
-        hidden = self.dropout(hidden)
-        for layer in self.layers:
-            hidden = layer(hidden, rotation, caches)
-        return self.final_norm(hidden)
+    def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Attention weights of every layer over whole sequences, `attention.0` and so on, `[row, head, query, key]`."""
+        rows = WholeRows()
+        self.run(items, torch.arange(items.shape[1], device=items.device)[None], rows)
+        return {f"attention.{layer}": weights for layer, weights in enumerate(rows.weights)}
 
     def head(self, hidden: Tensor) -> Tensor:
         """What the model says of the next item, `[..., output_size]`."""
@@ -94,33 +123,39 @@ class TransformerModule(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each with its norm (before or behind it) and its residual."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerLayersConfig) -> None:
         super().__init__()
         width, head = config.hidden_size, config.head_width
         self.is_pre_norm = config.norm_position == "pre"
         self.head_size = head
         self.activation = config.activation
-        self.attention_norm = _norm(config)
+        self.attention_norm = norm(config)
         self.query = nn.Linear(width, config.num_heads * head, bias=config.bias)
         self.key = nn.Linear(width, config.key_value_heads * head, bias=config.bias)
         self.value = nn.Linear(width, config.key_value_heads * head, bias=config.bias)
         self.attention_output = nn.Linear(config.num_heads * head, width, bias=config.bias)
-        self.feed_forward_norm = _norm(config)
+        self.feed_forward_norm = norm(config)
         if config.activation == "swiglu":
             self.gate = nn.Linear(width, config.feed_forward_width, bias=config.bias)
         self.up = nn.Linear(width, config.feed_forward_width, bias=config.bias)
         self.down = nn.Linear(config.feed_forward_width, width, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
+    @property
+    def branch_ends(self) -> tuple[nn.Linear, ...]:
+        """The last linear layer of each residual branch."""
+        return self.attention_output, self.down
+
     def forward(self, hidden: Tensor, rotation: Tensor | None, caches: Caches) -> Tensor:
         """Hidden vectors `[row, time, hidden_size]`."""
-        inputs = self.attention_norm(hidden) if self.is_pre_norm else hidden
-        hidden = hidden + self.dropout(self._attend(inputs, rotation, caches))
-        if not self.is_pre_norm:
-            hidden = self.attention_norm(hidden)
-        inputs = self.feed_forward_norm(hidden) if self.is_pre_norm else hidden
-        hidden = hidden + self.dropout(self.down(self._activate(inputs)))
-        return hidden if self.is_pre_norm else self.feed_forward_norm(hidden)
+        hidden = self._add(self.attention_norm, hidden, lambda inputs: self._attend(inputs, rotation, caches))
+        return self._add(self.feed_forward_norm, hidden, self._feed_forward)
+
+    def _add(self, norm: nn.Module, hidden: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add what a branch makes of the hidden vectors, its norm in front of it or behind the sum."""
+        if self.is_pre_norm:
+            return hidden + self.dropout(branch(norm(hidden)))
+        return norm(hidden + self.dropout(branch(hidden)))
 
     def _attend(self, inputs: Tensor, rotation: Tensor | None, caches: Caches) -> Tensor:
         query, key, value = (
@@ -131,22 +166,22 @@ class Layer(nn.Module):
         attended = caches.attend(query, key, value, self.dropout.p if self.training else 0.0)
         return self.attention_output(attended.flatten(2))
 
-    def _activate(self, inputs: Tensor) -> Tensor:
+    def _feed_forward(self, inputs: Tensor) -> Tensor:
         up = self.up(inputs)
         if self.activation == "swiglu":
-            return F.silu(self.gate(inputs)) * up
-        if self.activation == "relu":
-            return F.relu(up)
-        return F.gelu(up, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+            return self.down(F.silu(self.gate(inputs)) * up)
+        return self.down(_ACTIVATIONS[self.activation](up))
 
 
-def _norm(config: TransformerConfig) -> nn.Module:
+def norm(config: TransformerLayersConfig) -> nn.Module:
+    """The normalisation that a configuration asks for."""
     if config.norm == "rms_norm":
         return nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon, bias=config.bias)
 
 
-def _initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
+    """Draw the weights of a linear layer or an embedding."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:

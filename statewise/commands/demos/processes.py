@@ -1,4 +1,4 @@
-"""The demo's child processes: each a real `statewise` command, and none outlives the demo."""
+"""A demo's child processes: each a real `statewise` command, and none outlives the demo."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,19 +38,61 @@ class Serving:
     log: Path
 
 
-def run_step(arguments: Sequence[str], console: Console, *, quiet: bool = False) -> None:
+@dataclass
+class _Running:
+    """A command that runs beside others, its output in a log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    started: float
+
+
+def run_step(
+    arguments: Sequence[str], console: Console, *, quiet: bool = False, environment: Mapping[str, str] | None = None
+) -> None:
     """Run `statewise ARGUMENTS` at this terminal. Exits with the code of a command that fails."""
     shown = shlex.join(["statewise", *arguments])
     if not quiet:
         console.print(f"[dim]$ {escape(shown)}[/]")
-    with _child(arguments) as process:
+    with _child(arguments, environment=environment) as process:
         code = process.wait()
     if code:
         _give_up(f"`{shown}` failed with exit code {_shell_code(code)}; its own message is above", code)
 
 
+def run_steps(
+    commands: Mapping[str, Sequence[str]], logs: Path, console: Console, *, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run `statewise ARGUMENTS` for each name, one per core at a time, in the given order, each with a log of its own.
+
+    Exits with the code of the first command that fails, and shows the end of its log.
+    """
+    logs.mkdir(exist_ok=True)
+    waiting = deque(commands.items())
+    running: dict[str, _Running] = {}
+    with ExitStack() as children:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                name, arguments = waiting.popleft()
+                console.print(f"[dim]$ {escape(shlex.join(['statewise', *arguments]))}[/]")
+                log = logs / f"{arguments[0]}-{name}.log"
+                process = children.enter_context(_logged_child(arguments, log, environment))
+                running[name] = _Running(process, log, time.monotonic())
+            for name in [name for name, child in running.items() if child.process.poll() is not None]:
+                _finish(name, running.pop(name), console)
+            time.sleep(0.05)
+
+
+def _finish(name: str, child: _Running, console: Console) -> None:
+    if code := child.process.returncode:
+        _give_up(f"{name} failed with exit code {_shell_code(code)}; the end of {child.log}:\n{_tail(child.log)}", code)
+    console.print(f"{name}: done in {time.monotonic() - child.started:.0f} s, log {os.path.relpath(child.log)}")
+
+
 @contextmanager
-def serving(models: Path, port: int, folder: Path, max_rows: int) -> Iterator[Serving]:
+def serving(
+    models: Path, port: int, folder: Path, max_rows: int, environment: Mapping[str, str] | None = None
+) -> Iterator[Serving]:
     """Serve a repository from a child process, with its log in `folder`.
 
     Exits with the server's code where it does not get ready.
@@ -57,8 +100,8 @@ def serving(models: Path, port: int, folder: Path, max_rows: int) -> Iterator[Se
     log, ready = folder / "server.log", folder / ".ready"
     ready.unlink(missing_ok=True)
     arguments = ["serve", "--models", str(models), "--port", str(port), "--max-rows", str(max_rows)]
-    arguments += ["--threads", "1"]
-    with log.open("wb") as output, _child([*arguments, "--ready-file", str(ready)], output) as process:
+    arguments += ["--threads", "1", "--ready-file", str(ready)]
+    with _logged_child(arguments, log, environment) as process:
         yield Serving(_wait_until_ready(process, ready, log), process.pid, log)
 
 
@@ -81,15 +124,25 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _child(arguments: Sequence[str], output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def _logged_child(
+    arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None
+) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output, _child(arguments, output, environment) as process:
+        yield process
+
+
+@contextmanager
+def _child(
+    arguments: Sequence[str], output: IO[bytes] | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     # -P: a folder named `server` or `training` in the working directory must not hide ours. A process group of
     # its own: Ctrl-C then reaches the demo alone, which passes on one signal, by the child's id.
     command = [sys.executable, "-P", "-m", "statewise", *arguments]
     # A model this small gains little from a second thread, and waits at every operation where that one's core is
     # busy: on two cores with another program at work, training was four times as fast with one thread.
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    whole = {"OMP_NUM_THREADS": "1"} | os.environ | dict(environment or {})
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, process_group=0
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=whole, process_group=0
     )
     try:
         yield process

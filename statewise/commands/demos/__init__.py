@@ -1,0 +1,25 @@
+"""The demos: each a module of this package with a function `run(work: Work)`, and a line here.
+
+A demo's module is imported only when it runs, so it imports what it needs at its top, whichever extra installs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from statewise.commands.demos.work import Work
+from statewise.errors import NotFoundError
+
+DEMOS = {
+    "text": "a GRU learns the style of Python's documentation, is certified, served and streamed from",
+}
+"""What each demo shows, by its name, which is its module's name too."""
+
+
+def load_demo(name: str) -> Callable[[Work], None]:
+    """Import the demo of that name. Raises NotFoundError, listing the demos."""
+    if name not in DEMOS:
+        raise NotFoundError(f"NAME: there is no demo {name!r}; there are: {', '.join(DEMOS)}")
+    run: Callable[[Work], None] = import_module(f"statewise.commands.demos.{name}").run
+    return run

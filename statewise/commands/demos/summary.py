@@ -1,0 +1,121 @@
+"""What the demos tell at their end: figures of training and certificate, a table, what to try next."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from statewise.certificate import Certificate, TokenAgreement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class TrainingFigures(BaseModel):
+    """What is read of a training run's summary.json."""
+
+    name: str
+    parameters: int
+    steps: int
+    seconds: float
+    validation_loss: float
+    held_out_characters: int | None = None
+    bits_per_character: float | None = None
+    baselines: dict[str, float] = {}
+    """By the same measure: bits per character for text, else the validation loss."""
+
+    @classmethod
+    def of_run(cls, run: Path) -> Self:
+        """Read the summary of a complete run."""
+        return cls.model_validate_json((run / "summary.json").read_bytes())
+
+
+class CertificateFigures(BaseModel):
+    """What is shown of a certificate."""
+
+    variant: str
+    max_absolute_error: float
+    positions_compared: int
+    greedy_tokens: TokenAgreement | None
+    sampled_tokens: TokenAgreement | None
+    batch_invariant: bool
+    chunk_invariant: bool
+
+    @classmethod
+    def of(cls, certificate: Certificate) -> Self:
+        """Take what is shown."""
+        return cls(
+            variant=certificate.variant,
+            max_absolute_error=certificate.outputs.max_absolute_error,
+            positions_compared=certificate.outputs.positions_compared,
+            greedy_tokens=certificate.greedy_tokens,
+            sampled_tokens=certificate.sampled_tokens,
+            batch_invariant=certificate.batch_invariant,
+            chunk_invariant=certificate.chunk_invariant,
+        )
+
+
+def summary_table() -> Table:
+    """An empty table of titles and figures."""
+    return Table("", "", show_header=False, title="Summary", title_style="bold")
+
+
+def add_training(table: Table, training: TrainingFigures) -> None:
+    """Add rows on a training run."""
+    table.add_row("[bold]model[/]", f"{training.name}, {training.parameters:,} parameters")
+    table.add_row("  trained for", f"{training.steps} steps, {training.seconds:.0f} s")
+
+
+def add_certificate(table: Table, figures: CertificateFigures) -> None:
+    """Add rows on a certificate."""
+    table.add_row(f"[bold]certificate of {figures.variant}[/]", "[green]passed[/]")
+    error = f"{figures.max_absolute_error:.1e} over {figures.positions_compared:,} positions"
+    table.add_row("  largest error against PyTorch", error)
+    for title, tokens in (("greedy", figures.greedy_tokens), ("sampled", figures.sampled_tokens)):
+        if tokens is not None:
+            table.add_row(f"  {title} tokens equal", f"{tokens.equal:,} of {tokens.compared:,}")
+    table.add_row("  a row alone = in a full batch", "bit for bit" if figures.batch_invariant else "no")
+    table.add_row("  prompt in chunks = whole", "within limits" if figures.chunk_invariant else "no")
+
+
+def tell_files(console: Console, *, bundles: Sequence[Path], pictures: Sequence[Path], reused: Sequence[str]) -> None:
+    """Print what was made and where it lies."""
+    for title, paths in (("bundle", bundles), ("picture", pictures)):
+        for path in paths:
+            console.print(f"{title + ':':<9}  {path}")
+    if reused:
+        console.print(f"reused:    {', '.join(reused)}; all else is new")
+
+
+def tell_next(console: Console, *commands: str) -> None:
+    """Print commands of `statewise` to try next."""
+    console.print("\n[bold]Try next[/] (each on its own terminal where it goes on)")
+    for command in commands:
+        console.print(f"  {_program()} {command}")
+
+
+def _program() -> str:
+    """The command as the user's shell finds it: by its path, where its environment is not the active one."""
+    beside = Path(sys.executable).with_name("statewise")
+    found = shutil.which("statewise")
+    is_active = not beside.exists() or (found is not None and beside.samefile(found))
+    return "statewise" if is_active else os.path.relpath(beside)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; `figure.savefig(path, dpi=120)` writes it. No window is opened."""
+    # Here: matplotlib belongs to the train extra, and takes a moment to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

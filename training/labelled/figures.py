@@ -1,0 +1,75 @@
+"""Figures of labels that were told: accuracy, precision, recall, F1, and what stands for what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from torch import Tensor
+
+from training.data import Batch
+from training.labelled.sequences import LabelledSequences
+
+Counts = NDArray[np.int64]
+
+
+class LabelFigures(BaseModel):
+    """How well one label was told on the held-out data."""
+
+    precision: float
+    recall: float
+    f1: float
+    held_out: int
+    """How often it is right."""
+    train: int
+    """How often it is right in the training part."""
+
+
+def told(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Most probable and right label of every real sequence or item, `[n]` each."""
+    labels = output.argmax(dim=-1)
+    if batch.per_sequence:
+        return labels, batch.targets
+    return labels[batch.mask], batch.targets[batch.mask]
+
+
+def label_accuracy(output: Tensor, batch: Batch) -> Tensor:
+    """Share of the labels of a batch that are told."""
+    labels, targets = told(output, batch)
+    return (labels == targets).float().mean()
+
+
+def count_labels(sequences: LabelledSequences, num_labels: int) -> Counts:
+    """How often each label is right, `[label]`."""
+    return np.bincount(sequences.targets.numpy(), minlength=num_labels)
+
+
+def class_balance(sequences: LabelledSequences, names: Sequence[str], most: int = 12) -> str:
+    """The labels with their shares, the most frequent ones first."""
+    counts = count_labels(sequences, len(names))
+    order = np.argsort(-counts, kind="stable")
+    shares = [f"{names[index]} {counts[index] / counts.sum():.1%}" for index in order[:most]]
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join(shares + more)
+
+
+def figures_of(confusion: Counts, train: Counts, names: Sequence[str]) -> dict[str, object]:
+    """The part of a summary that follows from `[right, told]` counts and the counts in the training part `[label]`."""
+    right = np.diag(confusion)
+    held_out, of_told = confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall = right / of_told.clip(min=1), right / held_out.clip(min=1)
+    # 2 tp / (2 tp + fp + fn)
+    f1 = 2 * right / (held_out + of_told).clip(min=1)
+    columns = zip(precision, recall, f1, held_out, train, strict=True)
+    return {
+        "accuracy": float(right.sum() / confusion.sum()),
+        "macro_f1": float(f1[(held_out + of_told) > 0].mean()),
+        "labels": {
+            name: LabelFigures(precision=p, recall=r, f1=f, held_out=h, train=t)
+            for name, (p, r, f, h, t) in zip(names, columns, strict=True)
+        },
+        "confusion": tuple(map(tuple, confusion.tolist())),
+        "baselines": {"most_frequent_label": float(held_out[train.argmax()] / confusion.sum())},
+    }
