@@ -2,13 +2,16 @@
 
 from statewise.client.aio import AsyncChunkStream, AsyncClient
 from statewise.client.core import DEFAULT_ADDRESS, GenerateOptions
+from statewise.client.forecasting import ForecastOptions
 from statewise.client.sync import ChunkStream, Client
 from statewise.client.values import (
     Chunk,
     FinishReason,
+    Forecast,
     Generation,
     GenerationInfo,
     Model,
+    PredictionInfo,
     Prompt,
     TokenLogProbability,
     Usage,
@@ -22,10 +25,13 @@ __all__ = [
     "ChunkStream",
     "Client",
     "FinishReason",
+    "Forecast",
+    "ForecastOptions",
     "GenerateOptions",
     "Generation",
     "GenerationInfo",
     "Model",
+    "PredictionInfo",
     "Prompt",
     "TokenLogProbability",
     "Usage",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any, Self, Unpack
 
 import grpc
+from numpy.typing import ArrayLike
 
-from statewise.client import core
-from statewise.client.values import Chunk, Generation, Model, Prompt
+from statewise.client import core, forecasting
+from statewise.client.values import Chunk, Forecast, Generation, Model, Prompt
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceStub
+from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
 
 
 class AsyncChunkStream:
@@ -68,6 +70,8 @@ class AsyncClient:
             self._channel = grpc.aio.secure_channel(address, credentials, core.CHANNEL_OPTIONS)
         stub: Any = GenerationServiceStub  # generated, without types
         self._stub = stub(self._channel)
+        prediction_stub: Any = PredictionServiceStub
+        self._predictions = prediction_stub(self._channel)
 
     def stream(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> AsyncChunkStream:
         """Continue a prompt, giving the answer as it is made; options as in `GenerateOptions`."""
@@ -80,6 +84,15 @@ class AsyncClient:
         """Continue a prompt, and return the whole answer; options as in `GenerateOptions`."""
         async with self.stream(model, prompt, **options) as chunks:
             return core.fold([chunk async for chunk in chunks])
+
+    async def forecast(
+        self, model: str, context: ArrayLike, horizon: int, **options: Unpack[forecasting.ForecastOptions]
+    ) -> Forecast:
+        """Sample how a series `[time, features]`, or `[time]` of one feature, goes on for `horizon` items."""
+        request = forecasting.forecast_request(model, context, horizon, options)
+        with core.errors_mapped(self.address):
+            response = await self._predictions.Forecast(request, timeout=options.get("timeout", self._timeout))
+        return forecasting.forecast_from(response)
 
     async def models(self) -> list[Model]:
         """List the server's models, also those that it has refused, with the reason."""

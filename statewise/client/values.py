@@ -14,9 +14,10 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogProbability:
-    """Log-probability of a token, in nats, by the model's own distribution."""
+    """Log-probability of a token, or log-density of a vector, in nats, by the model's own distribution."""
 
     token: int
+    """0 for a vector."""
     log_probability: float
     top: tuple[TokenLogProbability, ...] = ()
     """The most probable tokens in its place, where they were asked for."""
@@ -77,6 +78,32 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictionInfo:
+    """What answered."""
+
+    model: str
+    version: int
+    variant: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Forecast:
+    """How a series goes on: what many sampled paths say together."""
+
+    levels: tuple[float, ...]
+    """Of the quantiles, ascending."""
+    quantiles: NDArray[np.float32]
+    """`[level, horizon, features]`, of each feature by itself."""
+    mean: NDArray[np.float32]
+    """`[horizon, features]`."""
+    paths: NDArray[np.float32] | None
+    """`[path, horizon, features]`, where they were asked for."""
+    seed: int
+    """Repeats the forecast."""
+    info: PredictionInfo
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One model of a server's repository."""
 
@@ -90,7 +117,7 @@ class Model:
     input_kind: str
     """"tokens" or "real"."""
     head_kind: str
-    """"categorical" or "value"."""
+    """"categorical", "mixture", "value", ..."""
     input_size: int
     """Size of the vocabulary, or number of features."""
     has_tokenizer: bool

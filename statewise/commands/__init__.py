@@ -24,7 +24,7 @@ from statewise.errors import ConfigError, ParityError, StatewiseError
 
 GROUP = "statewise.commands"
 
-_ORDER = ("train", "import", "export", "verify", "serve", "generate", "models", "plot", "demo")
+_ORDER = ("train", "import", "export", "verify", "serve", "generate", "forecast", "models", "plot", "demo")
 
 _EXTRAS = {
     **dict.fromkeys(("lightning", "matplotlib", "onnxscript", "safetensors", "torch"), "train"),
