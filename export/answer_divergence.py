@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from export.inputs import HeldOut, Scale, random_items
 from server.runtime.one_shot import OneShotRunner
-from statewise.certificate import LabelDivergence, ValueDivergence
+from statewise.certificate import AnswerDivergence, LabelDivergence
 from statewise.model_spec import LabelsHead, ModelSpec
 from statewise.sampling import log_softmax
 from training.prediction import ReferencePredictor
@@ -34,7 +34,7 @@ def sequences_like(items: Array | None, spec: ModelSpec, scale: Scale) -> HeldOu
 
 def measure_answers(
     runner: OneShotRunner, reference: ReferencePredictor, held_out: HeldOut
-) -> LabelDivergence | ValueDivergence:
+) -> LabelDivergence | AnswerDivergence:
     """Give the same sequences to both, and compare what they say of them."""
     width = runner.bucket_of(max(map(len, held_out.rows)))
     actual = [runner.run_rows([row], width)[0]["output"] for row in held_out.rows]
@@ -47,9 +47,9 @@ def measure_answers(
     # Numbers that are always the same differ by no deviation, unless the variant's are others.
     deviation = np.maximum(theirs.std(axis=0), np.finfo(np.float32).tiny)
     differences = np.abs(ours - theirs) / deviation
-    return ValueDivergence(
+    return AnswerDivergence(
         held_out=held_out.source,
-        num_items=sum(map(len, held_out.rows)),
+        num_answers=len(ours),
         mean_difference=float(differences.mean()),
         max_difference=float(differences.max()),
     )

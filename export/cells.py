@@ -71,16 +71,37 @@ def _add_spare_row(op: GraphBuilder, node: onnx.NodeProto) -> None:
 
 
 def _expand(op: GraphBuilder, node: onnx.NodeProto, weights: dict[str, NDArray[Any]]) -> None:
-    """One layer: inputs `[time, row, features]`; the input's products for all times at once, then the cell."""
+    """One layer, of one direction or two: inputs `[time, row, features]`."""
+    num_directions = len(weights[node.input[1]])
+    directions = [_expand_direction(op, node, weights, d) for d in range(num_directions)]
+    # The operator has an axis for directions: [time, direction, row, hidden] and [direction, row, hidden].
+    for index, output in enumerate(node.output):
+        if output:
+            axis = op.constant([1 if index == 0 else 0])
+            values = [op.Unsqueeze(direction[index], axis) for direction in directions]
+            if num_directions > 1:
+                op.Concat(*values, axis=1 if index == 0 else 0)
+            op.nodes[-1].output[0] = output
+
+
+def _expand_direction(
+    op: GraphBuilder, node: onnx.NodeProto, weights: dict[str, NDArray[Any]], direction: int
+) -> list[str]:
+    """Hidden vectors `[time, row, hidden]` and the last state: the input's products for all times, then the cell."""
     inputs, w, r, b, lengths, *initial = node.input
-    input_bias, hidden_bias = np.split(weights[b][0], 2)
-    names = {f"{w}.matrix": weights[w][0].T, f"{r}.matrix": weights[r][0].T}
-    names |= {f"{b}.input": input_bias, f"{b}.hidden": hidden_bias}
+    end = ".reverse" if direction else ""
+    input_bias, hidden_bias = np.split(weights[b][direction], 2)
+    names = {f"{w}.matrix{end}": weights[w][direction].T, f"{r}.matrix{end}": weights[r][direction].T}
+    names |= {f"{b}.input{end}": input_bias, f"{b}.hidden{end}": hidden_bias}
     weights |= {name: np.ascontiguousarray(array) for name, array in names.items()}
-    projected = op.Add(op.MatMul(inputs, f"{w}.matrix"), f"{b}.input")
-    first_axis = op.constant([0])
-    state = tuple(op.Squeeze(value, first_axis) for value in initial)
-    cell = _CELLS[node.op_type](f"{r}.matrix", f"{b}.hidden", _activation(node))
+    projected = op.Add(op.MatMul(inputs, f"{w}.matrix{end}"), f"{b}.input{end}")
+    is_only = len(weights[w]) == 1
+    state = tuple(
+        op.Squeeze(value, op.constant([0])) if is_only else op.Gather(value, op.constant(direction), axis=0)
+        for value in initial
+    )
+    activation = _activation(node, direction)
+    cell = _CELLS[node.op_type](f"{r}.matrix{end}", f"{b}.hidden{end}", activation)
     is_one_step = op.Equal(op.Gather(op.Shape(inputs), op.constant(0)), op.constant(1))
 
     def once(inner: GraphBuilder) -> list[str]:
@@ -88,28 +109,31 @@ def _expand(op: GraphBuilder, node: onnx.NodeProto, weights: dict[str, NDArray[A
         return [inner.Unsqueeze(new[0], inner.constant([0])), *new]
 
     def unrolled(inner: GraphBuilder) -> list[str]:
-        return _scan(inner, cell, projected, state, lengths)
+        return _scan(inner, cell, projected, state, lengths, backward=direction == 1)
 
     # Decoding feeds one item, where a loop over time would cost more than the cell.
-    hidden, *last = op.when(is_one_step, once, unrolled)
-    for value, output in zip([hidden, *last], node.output, strict=True):
-        # The operator has an axis for directions: [time, 1, row, hidden] and [1, row, hidden].
-        op.Unsqueeze(value, op.constant([1 if value == hidden else 0]))
-        op.nodes[-1].output[0] = output
+    return list(op.when(is_one_step, once, unrolled))
 
 
-def _scan(op: GraphBuilder, cell: Cell, projected: str, state: State, lengths: str) -> list[str]:
-    """Hidden vectors `[time, row, hidden]` and the last state: the cell, in a loop over time."""
+def _scan(op: GraphBuilder, cell: Cell, projected: str, state: State, lengths: str, *, backward: bool) -> list[str]:
+    """Hidden vectors `[time, row, hidden]` and the last state: the cell, in a loop over time.
+
+    Backward a row's state stays as it is until the loop comes to the row's last item.
+    """
+    num_steps = op.Gather(op.Shape(projected), op.constant(0))
     body = op.subgraph()
     old = tuple(body.new_name() for _ in state)
-    time, go_on = body.new_name(), body.new_name()
+    count, go_on = body.new_name(), body.new_name()
+    time = body.Sub(body.Sub(num_steps, body.constant(1)), count) if backward else count
     new = _keep_ended(body, cell, body.Gather(projected, time, axis=0), old, time, lengths)
     outputs = [body.Identity(value) for value in (go_on, *new, new[0])]
-    inputs = [helper.make_tensor_value_info(time, TensorProto.INT64, [])]
+    inputs = [helper.make_tensor_value_info(count, TensorProto.INT64, [])]
     inputs += [helper.make_tensor_value_info(go_on, TensorProto.BOOL, []), *map(untyped, old)]
     graph = helper.make_graph(body.nodes, "time", inputs, [untyped(name) for name in outputs])
-    num_steps = op.Gather(op.Shape(projected), op.constant(0))
     *last, hidden = op.node("Loop", [num_steps, "", *state], len(state) + 1, body=graph)
+    if backward:
+        ends = [op.constant([value]) for value in (-1, np.iinfo(np.int64).min, 0, -1)]
+        hidden = op.Slice(hidden, *ends)
     return [hidden, *last]
 
 
@@ -156,6 +180,6 @@ def _rnn(matrix: str, bias: str, activation: str) -> Cell:
 _CELLS: dict[str, Callable[[str, str, str], Cell]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
 
 
-def _activation(node: onnx.NodeProto) -> str:
+def _activation(node: onnx.NodeProto, direction: int) -> str:
     names = [helper.get_attribute_value(a) for a in node.attribute if a.name == "activations"]
-    return str(names[0][0].decode()) if names else "Tanh"
+    return str(names[0][direction].decode()) if names else "Tanh"

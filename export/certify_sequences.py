@@ -21,6 +21,7 @@ from export.tolerances import against_itself, against_pytorch, agree, for_scores
 from server.runtime.one_shot import OneShotRunner, bucket_of
 from statewise.bundle import Bundle
 from statewise.certificate import (
+    AnswerDivergence,
     Case,
     Certificate,
     LabelDivergence,
@@ -29,7 +30,6 @@ from statewise.certificate import (
     SequenceAgreement,
     TokenAgreement,
     Tolerances,
-    ValueDivergence,
 )
 from statewise.model_spec import LabelsHead, ModelSpec
 from training.decoding import ReferenceDecoder
@@ -65,7 +65,7 @@ class SequenceFindings:
     positions: int = 0
     labels: TokenAgreement | None = None
     batch_invariant: bool = True
-    divergence: LabelDivergence | ValueDivergence | None = None
+    divergence: LabelDivergence | AnswerDivergence | None = None
 
     def passes(self, limits: Limits | None) -> bool:
         """Whether all that was compared is as it should be."""

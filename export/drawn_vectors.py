@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.driver import RuntimeDecoder
+from export.inputs import Prompts
 from export.self_reference import SelfReference
 from statewise import mixture
 from statewise.certificate import TokenAgreement, Tolerances
@@ -35,7 +36,7 @@ NUM_DRAWN = 64
 def compare_drawn(
     decoder: RuntimeDecoder,
     reference: ReferenceDecoder | SelfReference,
-    prompts: Sequence[Array],
+    prompts: Prompts,
     num_items: int,
     steps_per_run: Sequence[int],
     tolerances: Tolerances,
@@ -45,10 +46,12 @@ def compare_drawn(
     head = reference.spec.head
     assert isinstance(head, MixtureHead)
     params = [SAMPLED[row % len(SAMPLED)] for row in range(len(prompts))]
-    drawn, _ = decoder.generate(prompts, params, num_items, chunk=64, steps_per_run=steps_per_run)
-    read = [np.concatenate([prompt, own[:-1]]) for prompt, own in zip(prompts, drawn, strict=True)]
+    drawn, _ = decoder.generate(
+        prompts.items, params, num_items, prompts.sources, chunk=64, steps_per_run=steps_per_run
+    )
+    read = [np.concatenate([prompt, own[:-1]]) for prompt, own in zip(prompts.items, drawn, strict=True)]
     equal = near_ties = 0
-    for row, outputs in enumerate(reference.outputs(read)):
+    for row, outputs in enumerate(reference.outputs(read, prompts.sources)):
         p, output = params[row], outputs[-num_items:].astype(np.float64)
         noise = mixture.noise_of(head, p.seed or 0).take(0, num_items)
         fits = _fits(drawn[row], output, head, p.temperature, noise, tolerances, deviation)

@@ -37,12 +37,18 @@ class RuntimeDecoder:
         self._has_probabilities = not isinstance(runner.spec.head, ValueHead)
 
     def prefill(
-        self, prompts: Sequence[Array], params: Sequence[SamplingParams], chunk: int | None = None
+        self,
+        prompts: Sequence[Array],
+        params: Sequence[SamplingParams],
+        chunk: int | None = None,
+        sources: Sequence[Array] | None = None,
     ) -> Prefilled:
-        """Feed every prompt, in chunks of `chunk` items or whole; row i of the pool takes prompt i."""
+        """Feed every prompt, in chunks of `chunk` items or whole; row i of the pool takes prompt i, and source i."""
         rows = slice(0, len(prompts))
         for row, p in enumerate(params):
             self._start(row, prompts[row], p)
+        if sources is not None:
+            self.runner.encode(rows, sources)
         noise = self.runner.sampler.noise(rows, [0] * len(prompts), 1)
         outputs: list[dict[int, NDArray[np.float32]]] = [{} for _ in prompts]
         first: list[StepResult | None] = [None] * len(prompts)
@@ -65,6 +71,7 @@ class RuntimeDecoder:
         prompts: Sequence[Array],
         params: Sequence[SamplingParams],
         num_items: int,
+        sources: Sequence[Array] | None = None,
         *,
         chunk: int | None = None,
         steps_per_run: Sequence[int] = (1,),
@@ -73,7 +80,7 @@ class RuntimeDecoder:
 
         Returns each row's items and log-probabilities (`[num_items]`; empty for values).
         """
-        prefilled = self.prefill(prompts, params, chunk)
+        prefilled = self.prefill(prompts, params, chunk, sources)
         items = [[result.items[0, row]] for row, result in enumerate(prefilled.first)]
         log_probabilities = [self._log_probabilities(r, row) for row, r in enumerate(prefilled.first)]
         adjusters = [self._adjuster(p, prompt) for p, prompt in zip(params, prompts, strict=True)]
@@ -92,7 +99,11 @@ class RuntimeDecoder:
         return [np.stack(row) for row in items], [np.array(row, np.float32) for row in log_probabilities]
 
     def generate_beside(
-        self, prompts: Sequence[Array], params: Sequence[SamplingParams], chunk: int
+        self,
+        prompts: Sequence[Array],
+        params: Sequence[SamplingParams],
+        chunk: int,
+        sources: Sequence[Array] | None = None,
     ) -> tuple[list[Array], list[NDArray[np.float32]], list[dict[int, NDArray[np.float32]]]]:
         """Prefill all prompts but the last one, and decode them while the last one is read, one item to a chunk of it.
 
@@ -100,11 +111,13 @@ class RuntimeDecoder:
         outputs of the runs that did both, by position.
         """
         last = len(prompts) - 1
-        prefilled = self.prefill(prompts[:last], params[:last], chunk)
+        prefilled = self.prefill(prompts[:last], params[:last], chunk, sources and sources[:last])
         items = [[result.items[0, row]] for row, result in enumerate(prefilled.first)]
         log_probabilities = [self._log_probabilities(r, row) for row, r in enumerate(prefilled.first)]
         outputs: list[dict[int, NDArray[np.float32]]] = [{} for _ in prompts]
         self._start(last, prompts[last], params[last])
+        if sources is not None:
+            self.runner.encode(slice(last, last + 1), sources[last:])
         for position, start in enumerate(range(0, len(prompts[last]), chunk), start=1):
             noise = self.runner.sampler.noise(slice(0, last + 1), [position] * last + [0], 1)
             latest = np.stack([row[-1:] for row in items])

@@ -1,12 +1,13 @@
 """The graphs of a bundle.
 
 `step`: any number of new items per row; `decode`: K single-item steps in a Loop; `mixed`: one item of each of the
-first rows and a chunk of the row behind them; `predict` and `score`: whole sequences.
+first rows and a chunk of the row behind them; `encode`: a source to the state that a row begins from; `predict` and
+`score`: whole sequences. Memories go into a step and do not come out of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from export.builder import GraphBuilder, renamed_nodes, tensor_info, untyped
 from export.choice import Choice, choice_of
 from export.score import add_log_probabilities
 from export.trace import OPSET, TracedStep
-from statewise.model_spec import LabelsHead, ModelSpec, TokenInput
+from statewise.model_spec import InputSpec, LabelsHead, ModelSpec, StateSpec, TokenInput
 
 IR_VERSION = 10
 
@@ -29,7 +30,7 @@ def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     op, choice = GraphBuilder(), choice_of(spec)
     results = _add_choice(op, choice, traced)
     inputs = [
-        _items_info(spec, "time"),
+        _items_info(spec.input, "time"),
         tensor_info("lengths", "int64", ["row"]),
         *_state_infos(spec),
         *choice.inputs("row"),
@@ -37,7 +38,7 @@ def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     outputs = [
         *choice.infos(results, ["row"]),
         tensor_info(traced.output, "float32", ["row", spec.head.output_size]),
-        *(tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.state),
+        *(tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state),
     ]
     graph = helper.make_graph([*traced.nodes, *op.nodes], "step", inputs, outputs)
     return _rename(graph, dict(zip(results, choice.results, strict=True)))
@@ -47,18 +48,33 @@ def mixed_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """`items` `[row, 1]`, one of each of some rows, and `chunk.items` `[1, time]` of one more: `[row + 1]` results."""
     op, choice = GraphBuilder(), choice_of(spec)
     results = _add_choice(op, choice, traced)
-    chunk_items = _renamed(_items_info(spec, "time"), "chunk.items")
+    chunk_items = _renamed(_items_info(spec.input, "time"), "chunk.items")
     chunk_items.type.tensor_type.shape.dim[0].dim_value = 1
-    inputs = [_items_info(spec, 1), *_state_infos(spec), chunk_items, *_chunk_state_infos(spec, "chunk.state")]
+    inputs = [
+        _items_info(spec.input, 1),
+        *_state_infos(spec),
+        chunk_items,
+        *_chunk_state_infos(spec.sized_state, "chunk.state"),
+    ]
     inputs += choice.inputs("every")
     outputs = [
         *choice.infos(results, ["every"]),
         tensor_info(traced.output, "float32", ["every", spec.head.output_size]),
-        *(tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.state),
-        *_chunk_state_infos(spec, "chunk.new_state"),
+        *(tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state),
+        *_chunk_state_infos(spec.written_state, "chunk.new_state"),
     ]
     graph = helper.make_graph([*traced.nodes, *op.nodes], "mixed", inputs, outputs)
     return _rename(graph, dict(zip(results, choice.results, strict=True)))
+
+
+def encode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """Inputs `source` `[row, time]` or `[row, time, features]` and `source_lengths`; outputs all state but caches."""
+    assert spec.source is not None
+    lengths = tensor_info("source_lengths", "int64", ["row"])
+    inputs = [_renamed(_items_info(spec.source, "time"), "source"), lengths]
+    made = [s for s in spec.sized_state if s.kind != "cache"]
+    outputs = [tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in made]
+    return helper.make_graph(list(traced.nodes), "encode", inputs, outputs)
 
 
 def _add_choice(op: GraphBuilder, choice: Choice, traced: TracedStep) -> list[str]:
@@ -71,14 +87,14 @@ def decode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """K = `steps` runs of the step, each fed with the item before; results are `[K, row]`, the state the last one's."""
     op, choice = GraphBuilder("d"), choice_of(spec)
     body = _loop_body(op, choice, traced, spec)
-    carried = ["items", *(f"state.{s.name}" for s in spec.state)]
+    carried = ["items", *(f"state.{s.name}" for s in spec.written_state)]
     outputs = op.node("Loop", ["steps", "", *carried], len(carried) + len(choice.results), body=body)
-    new_state = {outputs[1 + index]: f"new_state.{s.name}" for index, s in enumerate(spec.state)}
+    new_state = {outputs[1 + index]: f"new_state.{s.name}" for index, s in enumerate(spec.written_state)}
     gathered = dict(zip(outputs[len(carried) :], choice.results, strict=True))
-    inputs = [_items_info(spec, 1), tensor_info("steps", "int64", []), *_state_infos(spec), *choice.inputs("row")]
+    inputs = [_items_info(spec.input, 1), tensor_info("steps", "int64", []), *_state_infos(spec), *choice.inputs("row")]
     output_infos = [
         *choice.infos(list(gathered), ["step", "row"]),
-        *(tensor_info(name, s.dtype, list(s.shape)) for name, s in zip(new_state, spec.state, strict=True)),
+        *(tensor_info(name, s.dtype, list(s.shape)) for name, s in zip(new_state, spec.written_state, strict=True)),
     ]
     graph = helper.make_graph(op.nodes, "decode", inputs, output_infos)
     return _rename(graph, gathered | new_state)
@@ -86,7 +102,8 @@ def decode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
 
 def _loop_body(outer: GraphBuilder, choice: Choice, traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     op = outer.subgraph()
-    state_names = [s.name for s in spec.state]
+    # Memories are read where they lie, outside the loop.
+    state_names = [s.name for s in spec.written_state]
     inside = {"items": "body.items"} | {f"state.{name}": f"body.state.{name}" for name in state_names}
     inside |= {f"new_state.{name}": f"body.new_state.{name}" for name in state_names}
     lengths = op.ConstantOfShape(
@@ -104,8 +121,8 @@ def _loop_body(outer: GraphBuilder, choice: Choice, traced: TracedStep, spec: Mo
         tensor_info("body.index", "int64", []),
         helper.make_tensor_value_info("body.condition", TensorProto.BOOL, []),
     ]
-    inputs += [_renamed(_items_info(spec, 1), "body.items")]
-    inputs += [_renamed(info, f"body.{info.name}") for info in _state_infos(spec)]
+    inputs += [_renamed(_items_info(spec.input, 1), "body.items")]
+    inputs += [tensor_info(f"body.state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state]
     outputs = [go_on, items, *(f"body.new_state.{name}" for name in state_names), *gathered]
     return helper.make_graph([*nodes, *op.nodes], "body", inputs, [untyped(name) for name in outputs])
 
@@ -159,22 +176,22 @@ def _add_weights(graph: onnx.GraphProto, weights: Sequence[TensorProto], outer: 
                 _add_weights(attribute.g, weights, seen)
 
 
-def _items_info(spec: ModelSpec, time: str | int) -> onnx.ValueInfoProto:
-    if isinstance(spec.input, TokenInput):
+def _items_info(reads: InputSpec, time: str | int) -> onnx.ValueInfoProto:
+    if isinstance(reads, TokenInput):
         return tensor_info("items", "int64", ["row", time])
-    return tensor_info("items", "float32", ["row", time, spec.input.features])
+    return tensor_info("items", "float32", ["row", time, reads.features])
 
 
 def _whole_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
-    return [_items_info(spec, "time"), tensor_info("lengths", "int64", ["row"])]
+    return [_items_info(spec.input, "time"), tensor_info("lengths", "int64", ["row"])]
 
 
 def _state_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
-    return [tensor_info(f"state.{s.name}", s.dtype, list(s.shape)) for s in spec.state]
+    return [tensor_info(f"state.{s.name}", s.dtype, list(s.shape)) for s in spec.sized_state]
 
 
-def _chunk_state_infos(spec: ModelSpec, prefix: str) -> list[onnx.ValueInfoProto]:
-    return [tensor_info(f"{prefix}.{s.name}", s.dtype, [1, *s.shape[1:]]) for s in spec.state]
+def _chunk_state_infos(state: Iterable[StateSpec], prefix: str) -> list[onnx.ValueInfoProto]:
+    return [tensor_info(f"{prefix}.{s.name}", s.dtype, [1, *s.shape[1:]]) for s in state]
 
 
 def _renamed(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:

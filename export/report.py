@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 from rich.table import Table
 
 from statewise.certificate import (
+    AnswerDivergence,
     Case,
     Certificate,
     DensityDivergence,
@@ -135,6 +136,12 @@ def _divergence(divergence: Divergence, limits: Limits) -> list[Check]:
             f"{divergence.num_items} {divergence.held_out} items"
         )
         return [Check(name, passed, figure)]
+    if isinstance(divergence, AnswerDivergence):
+        figure = (
+            f"mean difference {divergence.mean_difference:.2g} (limit {limits.answers:g}), max "
+            f"{divergence.max_difference:.2g} deviations; {divergence.num_answers} answers, {divergence.held_out} items"
+        )
+        return [Check(name, passed, figure)]
     if isinstance(divergence, LabelDivergence):
         figure = (
             f"KL {divergence.kl_divergence:.2g} nats (limit {limits.kl_divergence:g}), {divergence.equal_labels:.1%} "
@@ -229,4 +236,5 @@ def _case_name(case: Case) -> str:
         return f"{case.graph}: {case.batch_size} rows, sequences up to {case.prompt_length}"
     chunk = f"chunks of {case.chunk}" if case.chunk else "whole"
     mixed = " beside rows that decode" if case.mixed else ""
-    return f"outputs: {case.batch_size} rows, prompts up to {case.prompt_length}, {chunk}{mixed}"
+    sources = f", sources up to {case.source_length}" if case.source_length else ""
+    return f"outputs: {case.batch_size} rows, prompts up to {case.prompt_length}{sources}, {chunk}{mixed}"

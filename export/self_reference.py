@@ -28,17 +28,22 @@ class SelfReference:
         """What the model reads, carries and gives."""
         return self._decoder.runner.spec
 
-    def outputs(self, rows: Sequence[Array]) -> list[NDArray[np.float32]]:
+    def outputs(self, rows: Sequence[Array], sources: Sequence[Array] | None = None) -> list[NDArray[np.float32]]:
         """Outputs at every position of every row, `[time, size]` each."""
-        outputs = self._decoder.prefill(rows, [GREEDY] * len(rows), 1).outputs
+        outputs = self._decoder.prefill(rows, [GREEDY] * len(rows), 1, sources).outputs
         return [np.stack([row[position] for position in sorted(row)]) for row in outputs]
 
     def generate(
-        self, prompts: Sequence[Array], params: Sequence[SamplingParams], num_items: int
+        self,
+        prompts: Sequence[Array],
+        params: Sequence[SamplingParams],
+        num_items: int,
+        sources: Sequence[Array] | None = None,
     ) -> tuple[list[Array], list[NDArray[np.float32]]]:
         """Continue every prompt by `num_items`; returns the items of each row and the outputs they were chosen from."""
         runner, num_rows = self._decoder.runner, len(prompts)
-        last = [row[max(row)] for row in self._decoder.prefill(prompts, [GREEDY] * num_rows, 64).outputs]
+        prefilled = self._decoder.prefill(prompts, [GREEDY] * num_rows, 64, sources)
+        last = [row[max(row)] for row in prefilled.outputs]
         chosen: list[list[Any]] = [[] for _ in prompts]
         seen: list[list[NDArray[np.float32]]] = [[] for _ in prompts]
         ones, no_noise = np.ones(num_rows, np.int64), runner.sampler.no_noise(num_rows, 1)

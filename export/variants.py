@@ -11,6 +11,7 @@ from export.float16 import to_float16
 from export.int4 import int4_products
 from export.int8 import int8_products
 from export.merge import merge_products
+from export.reductions import order_sums
 from statewise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,19 +48,22 @@ class VariantPlan:
 
 VARIANTS: dict[str, VariantPlan] = {
     "cpu-float32": VariantPlan(
-        "cpu", "float32", "the model as it was trained; equal to PyTorch within rounding", (merge_products, spare_rows)
+        "cpu",
+        "float32",
+        "the model as it was trained; equal to PyTorch within rounding",
+        (order_sums, merge_products, spare_rows),
     ),
     "cpu-int8": VariantPlan(
         "cpu",
         "int8",
         "a third of the memory and about twice as fast at any number of rows; next to no loss",
-        (expand_cells, spare_rows, merge_products, int8_products),
+        (order_sums, expand_cells, spare_rows, merge_products, int8_products),
     ),
     "cpu-int4": VariantPlan(
         "cpu",
         "int4",
         "the least memory and the fastest for one stream, but slower than cpu-int8 for many; some loss",
-        (expand_cells, spare_rows, merge_products, int4_products),
+        (order_sums, expand_cells, spare_rows, merge_products, int4_products),
     ),
     "cuda-float16": VariantPlan(
         "cuda", "float16", "for a GPU: half the memory, products in half precision; norms in float32", (to_float16,)

@@ -53,6 +53,12 @@ class ModelEntry:
         """All that is loaded of it."""
         return tuple(part for part in (self.engine, self.predictor) if part is not None)
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the rpcs that a loaded model answers."""
+        own = ("Generate",) if self.engine is not None else ()
+        return (*own, *(self.predictor.methods if self.predictor is not None else ()))
+
     def describe(self) -> str:
         """What a loaded model has room for, on one line."""
         if self.engine is not None:

@@ -67,6 +67,8 @@ class Limits(Figures):
     """Values: mean absolute difference, in units of the data's standard deviation."""
     equal_labels: float = Field(ge=0, le=1)
     """Least share of labels of whole sequences, or of their items, that are the same."""
+    answers: float = Field(ge=0)
+    """Embeddings and values of whole sequences: mean absolute difference, in units of their own standard deviation."""
 
 
 class TokenDivergence(Figures):
@@ -109,14 +111,10 @@ class DensityDivergence(Figures):
 
 
 class ValueDivergence(Figures):
-    """A variant and PyTorch in float32 on the same items, in units of the standard deviation of the real vectors.
-
-    That is the data's where these are items, and that of PyTorch's own answers where they are embeddings or values of
-    whole sequences.
-    """
+    """A variant and PyTorch in float32 on the same real vectors, in units of the data's standard deviation."""
 
     held_out: Literal["data", "sampled"]
-    """Items that training has not seen, or, where the checkpoint has none, random ones."""
+    """Vectors that training has not seen, or, where the checkpoint has none, normally distributed ones."""
     num_items: int = Field(ge=1)
     mean_difference: float
     max_difference: float
@@ -124,6 +122,23 @@ class ValueDivergence(Figures):
     def within(self, limits: Limits) -> bool:
         """Whether it keeps to the limits; NaN does not."""
         return self.mean_difference <= limits.difference
+
+
+class AnswerDivergence(Figures):
+    """A variant and PyTorch in float32 on embeddings or values of the same sequences.
+
+    In units of the standard deviation of each number from one sequence to another.
+    """
+
+    held_out: Literal["data", "sampled"]
+    """Items that training has not seen, or, where the checkpoint has none, random ones."""
+    num_answers: int = Field(ge=1)
+    mean_difference: float
+    max_difference: float
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        return self.mean_difference <= limits.answers
 
 
 class LabelDivergence(Figures):
@@ -142,7 +157,7 @@ class LabelDivergence(Figures):
         return self.kl_divergence <= limits.kl_divergence and self.equal_labels >= limits.equal_labels
 
 
-Divergence = TokenDivergence | DensityDivergence | ValueDivergence | LabelDivergence
+Divergence = TokenDivergence | DensityDivergence | ValueDivergence | LabelDivergence | AnswerDivergence
 
 
 class Case(Figures):
@@ -152,6 +167,8 @@ class Case(Figures):
     """Which graph, `step` standing for all those that carry state."""
     prompt_length: int = Field(ge=0)
     """Longest prompt or sequence of the batch, where rows are ragged."""
+    source_length: int | None = None
+    """Longest source of the batch; None where the model has none."""
     batch_size: int = Field(ge=1)
     chunk: int | None = None
     """Items per prefill run; None where each prompt went in whole."""
@@ -171,7 +188,7 @@ class SequenceAgreement(Figures):
     """Most probable labels; None where the model gives none."""
     batch_invariant: bool
     """A sequence alone gives what it gives in a full batch: bit for bit, or as `tolerances.batch` says."""
-    divergence: LabelDivergence | ValueDivergence | None = None
+    divergence: LabelDivergence | AnswerDivergence | None = None
     """Of what `predict` says from PyTorch in float32; None where the outputs themselves were held against it."""
 
     @property

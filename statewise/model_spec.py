@@ -193,6 +193,20 @@ class ModelSpec(Strict):
         """Whether the state grows with every item."""
         return any(state.kind == "cache" for state in self.state)
 
+    @property
+    def sized_state(self) -> tuple[StateSpec, ...]:
+        """The state with the room for a source as a number, which is the same in every row."""
+        size = self.max_source_positions
+        return tuple(
+            state.model_copy(update={"shape": tuple(size if dim == "source" else dim for dim in state.shape)})
+            for state in self.state
+        )
+
+    @property
+    def written_state(self) -> tuple[StateSpec, ...]:
+        """What a step gives anew: all state but the memories."""
+        return tuple(state for state in self.state if state.kind != "memory")
+
     def with_state_dtype(self, dtype: DType) -> ModelSpec:
         """The same model with its real-number state held in another type; integers stay as they are."""
         state = [s if s.dtype == "int64" else s.model_copy(update={"dtype": dtype}) for s in self.state]

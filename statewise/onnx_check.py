@@ -26,6 +26,7 @@ from statewise.errors import BundleError
 
 if TYPE_CHECKING:
     from statewise.bundle import Bundle
+    from statewise.manifest import Variant
 
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
@@ -54,10 +55,16 @@ def check_graphs(bundle: Bundle, variant_name: str) -> None:
         try:
             model = _parse(bundle.path(name))
             _check_model(model, sizes)
-            prefixes = ("", "chunk.") if name == variant.mixed else ("",)
-            _check_state_names(model, bundle, prefixes)
+            _check_state_names(model, bundle, _state_prefixes(name, variant))
         except _RefusedError as refused:
             raise BundleError(f"{name}: {refused}") from refused
+
+
+def _state_prefixes(name: str, variant: Variant) -> tuple[str, ...]:
+    """What stands before the names of a graph's state tensors; nothing does where it carries none."""
+    if name in variant.one_shot_graphs.values():
+        return ()
+    return ("", "chunk.") if name == variant.mixed else ("",)
 
 
 class _RefusedError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,22 @@ class Outcome:
     """The sequence's place in the result."""
     num_prompt_items: int = 0
     """Prompt items that the run has read; 0 where the sequence decodes."""
+
+
+def encode(runner: Runner, plan: Plan, running: list[Sequence]) -> int:
+    """Give the rows whose prompts are about to be read the state that their sources give; returns the items read."""
+    num_items = 0
+    beginning = running[plan.num_decoding :][: len(plan.chunk_lengths)]
+    for is_left, group in groupby(beginning, lambda sequence: sequence.num_source_left > 0):
+        if not is_left:
+            continue
+        sequences = list(group)
+        rows = slice(sequences[0].row, sequences[-1].row + 1)
+        runner.encode(rows, [sequence.request.source for sequence in sequences if sequence.request.source is not None])
+        for sequence in sequences:
+            num_items += sequence.num_source_left
+            sequence.num_source_left = 0
+    return num_items
 
 
 def decode(runner: Runner, plan: Plan, running: list[Sequence]) -> list[Outcome]:

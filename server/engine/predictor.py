@@ -48,6 +48,11 @@ class Predictor:
         return min(own, self.settings.max_prompt_tokens, self.settings.max_batch_tokens)
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the rpcs that ask for its graphs."""
+        return tuple(_RPCS[graph] for graph in self._bundle.variant(self.variant_name).one_shot_graphs)
+
+    @property
     def batchers(self) -> dict[OneShotGraph, Batcher]:
         """Those of the graphs that are loaded."""
         return dict(self._batchers)

@@ -25,6 +25,8 @@ class Sequence:
         self.stream = stream
         self.request = stream.request
         self.row = -1
+        self.num_source_left = 0 if self.request.source is None else len(self.request.source)
+        """Items of the source that the state has not seen: all or none."""
         self.num_prefilled = 0
         """Prompt items already in the state."""
         self.prefix_key: bytes | None = ROOT
@@ -34,6 +36,26 @@ class Sequence:
         self._reads_tokens = self.request.prompt.dtype == np.int64
         self._text = TextStream(tokenizer, self.request.stop_strings) if tokenizer and self._reads_tokens else None
         self.adjuster = LogitAdjuster(self.request.sampling, self.request.prompt.tolist() if self._reads_tokens else ())
+
+    @property
+    def members(self) -> tuple[Sequence, ...]:
+        """All that serve the same request, each with a row of its own."""
+        return (self,)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are kept for this sequence, its own included."""
+        return 1
+
+    @property
+    def num_top(self) -> int:
+        """Most probable tokens that a step is to report; -1 for no log-probabilities at all."""
+        return self.request.log_probabilities
+
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether each item must be seen before the next one is made."""
+        return self.adjuster.changes
 
     @property
     def num_positions(self) -> int:

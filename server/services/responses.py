@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from statewise.model_spec import LabelsHead
 from statewise.v1 import generation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ def model_of(entry: ModelEntry) -> pb.Model:
         _describe_manifest(model, entry)
     if entry.engine is not None:
         _describe_engine(model, entry.engine)
+    if entry.predictor is not None:
+        model.variant = entry.predictor.variant_name
+        model.max_items = entry.predictor.max_items
+    model.methods.extend(entry.methods)
     return model
 
 
@@ -64,6 +69,8 @@ def _describe_manifest(model: pb.Model, entry: ModelEntry) -> None:
     model.input_kind = reads.kind
     model.head_kind = manifest.model.head.kind
     model.input_size = reads.vocabulary_size if reads.kind == "tokens" else reads.features
+    if isinstance(manifest.model.head, LabelsHead):
+        model.labels.extend(manifest.model.head.names)
     model.has_tokenizer = manifest.tokenizer is not None
     if special.start is not None:
         model.start_token = special.start

@@ -11,8 +11,11 @@ from statewise.client.values import (
     Generation,
     GenerationInfo,
     Model,
+    Prediction,
     PredictionInfo,
     Prompt,
+    Score,
+    Tag,
     TokenLogProbability,
     Usage,
 )
@@ -31,8 +34,11 @@ __all__ = [
     "Generation",
     "GenerationInfo",
     "Model",
+    "Prediction",
     "PredictionInfo",
     "Prompt",
+    "Score",
+    "Tag",
     "TokenLogProbability",
     "Usage",
 ]

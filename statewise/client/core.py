@@ -16,13 +16,18 @@ from statewise.client.values import (
     Generation,
     GenerationInfo,
     Model,
+    Prediction,
+    PredictionInfo,
     Prompt,
+    Score,
+    Tag,
     TokenLogProbability,
     Usage,
 )
 from statewise.errors import InternalError, InvalidRequestError, StatewiseError, UnavailableError
 from statewise.status import FIELD_KEY, error_from
 from statewise.v1 import generation_pb2 as pb
+from statewise.v1 import prediction_pb2
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -107,7 +112,35 @@ def generate_request(model: str, prompt: Prompt, options: GenerateOptions) -> pb
     return request
 
 
-def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
+def predict_request(model: str, inputs: Sequence[Prompt], version: int) -> prediction_pb2.PredictRequest:
+    """Build the request. Raises InvalidRequestError for what a message cannot hold."""
+    request = prediction_pb2.PredictRequest()
+    _set_inputs(request, model, inputs, version)
+    return request
+
+
+def score_request(model: str, inputs: Sequence[Prompt], version: int) -> prediction_pb2.ScoreRequest:
+    """Build the request. Raises InvalidRequestError for what a message cannot hold."""
+    request = prediction_pb2.ScoreRequest()
+    _set_inputs(request, model, inputs, version)
+    return request
+
+
+def _set_inputs(
+    request: prediction_pb2.PredictRequest | prediction_pb2.ScoreRequest,
+    model: str,
+    inputs: Sequence[Prompt],
+    version: int,
+) -> None:
+    if isinstance(inputs, str):
+        raise InvalidRequestError("must be a list of sequences; put the one text into a list", field="inputs")
+    set_field(request, "model", model)
+    set_field(request, "version", version)
+    for sequence in inputs:
+        _set_prompt(request.inputs.add(), sequence)
+
+
+def _set_prompt(request: pb.GenerateRequest | pb.Items, prompt: Prompt) -> None:
     if isinstance(prompt, str):
         set_field(request, "text", prompt)
         return
@@ -165,6 +198,44 @@ def _log_probability(message: pb.TokenLogProbability) -> TokenLogProbability:
     return TokenLogProbability(message.token, message.log_probability, tuple(map(_log_probability, message.top)))
 
 
+def predictions_from(response: prediction_pb2.PredictResponse) -> list[Prediction]:
+    """Read what a model says of each sequence."""
+    info = _prediction_info(response.info)
+    return [_prediction(message, tuple(response.labels), info) for message in response.predictions]
+
+
+def _prediction(message: prediction_pb2.Prediction, labels: tuple[str, ...], info: PredictionInfo) -> Prediction:
+    kind = message.WhichOneof("kind")
+    if kind == "label":
+        probabilities = dict(zip(labels, message.label.probabilities, strict=True))
+        return Prediction(info, label=message.label.name, probabilities=probabilities)
+    if kind == "tags":
+        return Prediction(info, tags=_tags(message.tags))
+    if kind is None:
+        raise InternalError("the server's answer is empty; client and server may be of different versions")
+    vector = np.array(getattr(message, kind).values, np.float32)
+    return Prediction(info, embedding=vector) if kind == "embedding" else Prediction(info, value=vector)
+
+
+def _tags(message: prediction_pb2.Tags) -> tuple[Tag, ...]:
+    if not message.starts:
+        return tuple(map(Tag, message.names, message.probabilities))
+    return tuple(map(Tag, message.names, message.probabilities, message.starts, message.ends))
+
+
+def scores_from(response: prediction_pb2.ScoreResponse) -> list[Score]:
+    """Read how probable a model finds each sequence."""
+    info = _prediction_info(response.info)
+    return [
+        Score(info, np.array(message.log_probabilities, np.float32), message.total, tuple(message.tokens))
+        for message in response.scores
+    ]
+
+
+def _prediction_info(message: prediction_pb2.PredictionInfo) -> PredictionInfo:
+    return PredictionInfo(message.model, message.version, message.variant)
+
+
 def fold(chunks: Iterable[Chunk]) -> Generation:
     """Put a stream together. Raises InternalError where its first or last message is missing."""
     chunks = list(chunks)
@@ -190,6 +261,7 @@ def model_from(message: pb.Model) -> Model:
         for field in message.DESCRIPTOR.fields
         if field.name not in optional or message.HasField(cast(Any, field.name))
     }
+    values |= {name: tuple(values[name]) for name in ("methods", "labels")}
     return Model(**({"start_token": None, "end_token": None} | values | {"state": _STATES[message.state]}))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self, Unpack
 
 import grpc
 from numpy.typing import ArrayLike
 
 from statewise.client import core, forecasting
-from statewise.client.values import Chunk, Forecast, Generation, Model, Prompt
+from statewise.client.values import Chunk, Forecast, Generation, Model, Prediction, Prompt, Score
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceStub
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
@@ -69,7 +70,7 @@ class Client:
         stub: Any = GenerationServiceStub  # generated, without types
         self._stub = stub(self._channel)
         prediction_stub: Any = PredictionServiceStub
-        self._predictions = prediction_stub(self._channel)
+        self._prediction_stub = prediction_stub(self._channel)
 
     def stream(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> ChunkStream:
         """Continue a prompt, giving the answer as it is made; options as in `GenerateOptions`."""
@@ -83,13 +84,31 @@ class Client:
         with self.stream(model, prompt, **options) as chunks:
             return core.fold(chunks)
 
+    def predict(
+        self, model: str, inputs: Sequence[Prompt], *, version: int = 0, timeout: float | None = None
+    ) -> list[Prediction]:
+        """What a model says of whole sequences: labels, tags, embeddings or values, one answer for each."""
+        request = core.predict_request(model, inputs, version)
+        with core.errors_mapped(self.address):
+            response = self._prediction_stub.Predict(request, timeout=timeout or self._timeout)
+        return core.predictions_from(response)
+
+    def score(
+        self, model: str, inputs: Sequence[Prompt], *, version: int = 0, timeout: float | None = None
+    ) -> list[Score]:
+        """How probable a generating model finds whole sequences, item by item."""
+        request = core.score_request(model, inputs, version)
+        with core.errors_mapped(self.address):
+            response = self._prediction_stub.Score(request, timeout=timeout or self._timeout)
+        return core.scores_from(response)
+
     def forecast(
         self, model: str, context: ArrayLike, horizon: int, **options: Unpack[forecasting.ForecastOptions]
     ) -> Forecast:
         """Sample how a series `[time, features]`, or `[time]` of one feature, goes on for `horizon` items."""
         request = forecasting.forecast_request(model, context, horizon, options)
         with core.errors_mapped(self.address):
-            response = self._predictions.Forecast(request, timeout=options.get("timeout", self._timeout))
+            response = self._prediction_stub.Forecast(request, timeout=options.get("timeout", self._timeout))
         return forecasting.forecast_from(response)
 
     def models(self) -> list[Model]:

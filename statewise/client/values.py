@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,6 +87,54 @@ class PredictionInfo:
     variant: str
 
 
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """The most probable label of one item."""
+
+    label: str
+    probability: float
+    start: int | None = None
+    """Of text: the item's first character in it."""
+    end: int | None = None
+    """Of text: the character behind the item's last."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What a model says of one sequence: one of label, tags, embedding and value, by its kind."""
+
+    info: PredictionInfo
+    label: str | None = None
+    """The most probable label."""
+    probabilities: Mapping[str, float] | None = None
+    """Of every label, where there is one label for the sequence."""
+    tags: tuple[Tag, ...] | None = None
+    """One for each item."""
+    embedding: NDArray[np.float32] | None = None
+    """float32 `[size]`."""
+    value: NDArray[np.float32] | None = None
+    """float32 `[features]`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """How probable a model finds one sequence, item by item."""
+
+    info: PredictionInfo
+    log_probabilities: NDArray[np.float32]
+    """Nats, of each item given those before it (of real vectors the density's); without a start token the first item
+    has none."""
+    total: float
+    tokens: tuple[int, ...]
+    """What was scored, without the start token; empty for real vectors."""
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean surprise; NaN where no item has a probability."""
+        count = len(self.log_probabilities)
+        return math.exp(-self.total / count) if count else math.nan
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Forecast:
     """How a series goes on: what many sampled paths say together."""
@@ -117,7 +166,7 @@ class Model:
     input_kind: str
     """"tokens" or "real"."""
     head_kind: str
-    """"categorical", "mixture", "value", ..."""
+    """"categorical", "value", "mixture", "labels" or "embedding"."""
     input_size: int
     """Size of the vocabulary, or number of features."""
     has_tokenizer: bool
@@ -134,6 +183,12 @@ class Model:
     max_positions: int
     """Of a request, prompt and output together; 0 where there is no such limit."""
     state_budget_bytes: int
+    methods: tuple[str, ...]
+    """What it can be asked for: "Generate", "Predict", "Score", "Inspect"."""
+    labels: tuple[str, ...]
+    """Names of its labels, where it gives labels."""
+    max_items: int
+    """Of the longest sequence that `predict` and `score` take, a start token included."""
 
 
 Prompt = str | Sequence[int] | NDArray[np.int64] | NDArray[np.float32]

@@ -24,7 +24,12 @@ from statewise.errors import ConfigError, ParityError, StatewiseError
 
 GROUP = "statewise.commands"
 
-_ORDER = ("train", "import", "export", "verify", "serve", "generate", "forecast", "models", "plot", "demo")
+_ORDER = (
+    *("train", "import", "export", "verify", "serve", "generate", "predict", "score", "forecast"),
+    *("models", "plot", "demo"),
+)
+
+_OWN = ("generate", "predict", "score", "models", "demo")
 
 _EXTRAS = {
     **dict.fromkeys(("lightning", "matplotlib", "onnxscript", "safetensors", "torch"), "train"),
@@ -74,7 +79,7 @@ class _Commands(TyperGroup):
 
 
 def _announced() -> dict[str, EntryPoint]:
-    own = [name for name in ("generate", "models", "demo") if find_spec(f"statewise.commands.{name}")]
+    own = [name for name in _OWN if find_spec(f"statewise.commands.{name}")]
     ours = {name: EntryPoint(name, f"statewise.commands.{name}:{name}", GROUP) for name in own}
     return {entry.name: entry for entry in entry_points(group=GROUP)} | ours
 

@@ -223,7 +223,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "state", "reason", "plugin", "variant", "input_kind", "head_kind", "input_size", "has_tokenizer", "start_token", "end_token", "state_bytes_per_row", "max_prompt_tokens", "max_tokens", "max_rows", "max_waiting", "running", "waiting", "max_positions", "state_budget_bytes")
+    __slots__ = ("name", "version", "state", "reason", "plugin", "variant", "input_kind", "head_kind", "input_size", "has_tokenizer", "start_token", "end_token", "state_bytes_per_row", "max_prompt_tokens", "max_tokens", "max_rows", "max_waiting", "running", "waiting", "max_positions", "state_budget_bytes", "methods", "labels", "max_items")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +245,9 @@ class Model(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     STATE_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    METHODS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     state: ModelState
@@ -266,4 +269,7 @@ class Model(_message.Message):
     waiting: int
     max_positions: int
     state_budget_bytes: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., plugin: _Optional[str] = ..., variant: _Optional[str] = ..., input_kind: _Optional[str] = ..., head_kind: _Optional[str] = ..., input_size: _Optional[int] = ..., has_tokenizer: _Optional[bool] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., state_bytes_per_row: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_waiting: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., max_positions: _Optional[int] = ..., state_budget_bytes: _Optional[int] = ...) -> None: ...
+    methods: _containers.RepeatedScalarFieldContainer[str]
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    max_items: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., plugin: _Optional[str] = ..., variant: _Optional[str] = ..., input_kind: _Optional[str] = ..., head_kind: _Optional[str] = ..., input_size: _Optional[int] = ..., has_tokenizer: _Optional[bool] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., state_bytes_per_row: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_waiting: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., max_positions: _Optional[int] = ..., state_budget_bytes: _Optional[int] = ..., methods: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., max_items: _Optional[int] = ...) -> None: ...

@@ -92,7 +92,7 @@ def tell_files(console: Console, *, bundles: Sequence[Path], pictures: Sequence[
         for path in paths:
             console.print(f"{title + ':':<9}  {path}")
     if reused:
-        console.print(f"reused:    {', '.join(reused)}; all else is new")
+        console.print(f"reused:    {len(reused)} models and bundles that were there; the figures of speed are new")
 
 
 def tell_next(console: Console, *commands: str) -> None:
