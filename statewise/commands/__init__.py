@@ -33,7 +33,7 @@ _OWN = ("generate", "predict", "score", "models", "demo")
 
 _EXTRAS = {
     **dict.fromkeys(("lightning", "matplotlib", "onnxscript", "safetensors", "torch"), "train"),
-    "sklearn": "demos",
+    **dict.fromkeys(("sklearn", "vega_datasets"), "demos"),
     "ray": "ray",
 }
 """What installs a package that is missing."""

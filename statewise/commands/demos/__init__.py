@@ -13,6 +13,7 @@ from statewise.errors import NotFoundError
 
 DEMOS = {
     "text": "every causal family, from Markov to Transformer, learns Python's documentation; one is streamed from",
+    "series": "a mixture density network forecasts the weather of Seattle, with bands that hold what they promise",
     "digits": "a Vision Transformer, which comes as a plugin from outside, reads handwritten digits",
 }
 """What each demo shows, by its name, which is its module's name too."""
