@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export import drawn_vectors
 from export.certify_sequences import certify_sequences, certify_without_steps
 from export.divergence import measure_divergence
 from export.driver import RuntimeDecoder
@@ -24,7 +25,8 @@ from export.tolerances import against_itself, against_pytorch, agree
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
 from statewise.certificate import Case, Certificate, Limits, OutputAgreement, TokenAgreement, Tolerances
-from statewise.model_spec import ModelSpec, TokenInput
+from statewise.mixture import in_other_units
+from statewise.model_spec import MixtureHead, ModelSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
 from training.decoding import ReferenceDecoder
 
@@ -61,9 +63,14 @@ PENALIZED = (
 """Apart from the others: penalties need each token before the next, so that one run makes one."""
 
 
+_SAMPLED = {"categorical": SAMPLED, "mixture": drawn_vectors.SAMPLED, "value": (GREEDY,)}
+
+
 @dataclass
 class _Findings:
     tolerances: Tolerances
+    units: NDArray[np.float64]
+    """What errors of each number of an output are measured in."""
     cases: list[Case] = field(default_factory=list)
     max_absolute_error: float = 0.0
     max_relative_error: float = 0.0
@@ -72,10 +79,11 @@ class _Findings:
     chunk_invariant: bool = True
     greedy: TokenAgreement | None = None
     sampled: TokenAgreement | None = None
+    vectors: TokenAgreement | None = None
 
     @property
     def passed(self) -> bool:
-        tokens = [agreement for agreement in (self.greedy, self.sampled) if agreement is not None]
+        tokens = [agreement for agreement in (self.greedy, self.sampled, self.vectors) if agreement is not None]
         return (
             all(case.passed for case in self.cases)
             and self.batch_invariant
@@ -114,7 +122,7 @@ def certify(
     else:
         itself = SelfReference(decoder)
         prompts = _prompts(spec, scale)
-        outputs = np.concatenate(itself.outputs(prompts.items, prompts.sources))
+        outputs = np.concatenate(itself.outputs(prompts.items, prompts.sources)) / _units(spec, scale)
         found = _compare(decoder, itself, against_itself(outputs), scale, progress)
         progress("divergence from float32")
         rows = held_out_rows(held_out, reference, scale, bundle.manifest.special_tokens.start)
@@ -134,6 +142,7 @@ def certify(
         ),
         greedy_tokens=found.greedy,
         sampled_tokens=found.sampled,
+        sampled_vectors=found.vectors,
         batch_invariant=found.batch_invariant,
         chunk_invariant=found.chunk_invariant,
         sequences=tuple(graph.agreement() for graph in sequences),
@@ -150,7 +159,7 @@ def _compare(
     spec = reference.spec
     limit = spec.max_positions or max(PROMPT_LENGTHS) + NUM_GENERATED
     prompts = _prompts(spec, scale)
-    found = _Findings(tolerances)
+    found = _Findings(tolerances, _units(spec, scale))
     progress("outputs at every position")
     _compare_outputs(decoder, reference, prompts, found)
     if spec.max_positions is not None:
@@ -162,8 +171,8 @@ def _compare(
     if tolerances.batch == "within":
         found.batch_invariant = agrees_in_batch(decoder, prompts, tolerances)
     else:
-        sampled = isinstance(spec.input, TokenInput)
-        params = [SAMPLED[row % len(SAMPLED)] if sampled else GREEDY for row in range(len(prompts))]
+        settings = _SAMPLED[spec.head.kind]
+        params = [settings[row % len(settings)] for row in range(len(prompts))]
         num_items = min(24, limit - max(map(len, prompts.items)))
         found.batch_invariant = is_batch_invariant(decoder, prompts, params, num_items, STEPS_PER_RUN)
     if isinstance(spec.input, TokenInput):
@@ -177,10 +186,24 @@ def _compare(
                 decoder, reference, prompts.take(range(len(prompts))[-3:]), PENALIZED, limit, (1,), tolerances
             ),
         )
+    elif isinstance(spec.head, MixtureHead):
+        progress("sampled vectors")
+        count = min(drawn_vectors.NUM_DRAWN, limit - max(map(len, prompts.items)))
+        deviation = np.broadcast_to(np.asarray(scale.deviation, np.float64), spec.head.features)
+        found.vectors = drawn_vectors.compare_drawn(
+            decoder, reference, prompts, count, STEPS_PER_RUN, tolerances, deviation
+        )
     else:
         progress("values fed back")
         _compare_fed_back(decoder, reference, prompts, found)
     return found
+
+
+def _units(spec: ModelSpec, scale: Scale) -> NDArray[np.float64]:
+    """What each number of an output is divided by before it is compared: deviations, so that 1 is much of anything."""
+    if isinstance(spec.input, TokenInput):
+        return np.ones(1)
+    return in_other_units(spec.head, 0.0, scale.deviation)[0]
 
 
 def _prompts(spec: ModelSpec, scale: Scale) -> Prompts:
@@ -243,8 +266,8 @@ def _record(
     found: _Findings, pairs: list[tuple[Array, Array]], batch: Prompts, chunk: int | None, *, mixed: bool = False
 ) -> bool:
     """Compare pairs of actual and expected outputs, and add them as a case; returns whether it passed."""
-    actual = np.concatenate([np.atleast_2d(a) for a, _ in pairs])
-    expected = np.concatenate([np.atleast_2d(e) for _, e in pairs])
+    actual = np.concatenate([np.atleast_2d(a) for a, _ in pairs]) / found.units
+    expected = np.concatenate([np.atleast_2d(e) for _, e in pairs]) / found.units
     error = np.abs(actual.astype(np.float64) - expected)
     passed = agree(actual, expected, found.tolerances)
     relative = error / np.maximum(np.abs(expected), 1.0)

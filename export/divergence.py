@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.driver import RuntimeDecoder
-from export.inputs import HeldOut, Scale
-from statewise.certificate import TokenDivergence, ValueDivergence
-from statewise.model_spec import TokenInput
+from export.inputs import DATA_SEED, HeldOut, Scale
+from statewise import mixture
+from statewise.certificate import DensityDivergence, TokenDivergence, ValueDivergence
+from statewise.model_spec import MixtureHead, TokenInput
 from statewise.sampling import GREEDY
 from training.decoding import ReferenceDecoder
 
@@ -26,10 +27,12 @@ NUM_GENERATED = 64
 
 def measure_divergence(
     decoder: RuntimeDecoder, reference: ReferenceDecoder, held_out: HeldOut, scale: Scale
-) -> TokenDivergence | ValueDivergence:
+) -> TokenDivergence | DensityDivergence | ValueDivergence:
     """Feed the same rows to both, and compare what they expect at each position."""
     if isinstance(reference.spec.input, TokenInput):
         return _of_tokens(decoder, reference, held_out)
+    if isinstance(reference.spec.head, MixtureHead):
+        return _of_densities(decoder, reference, reference.spec.head, held_out)
     differences = [
         np.abs(actual - expected) / np.asarray(scale.deviation)
         for _, actual, expected in _outputs(decoder, reference, held_out)
@@ -46,8 +49,7 @@ def _outputs(
     decoder: RuntimeDecoder, reference: ReferenceDecoder, held_out: HeldOut
 ) -> Iterator[tuple[Array, NDArray[np.float64], NDArray[np.float64]]]:
     """Of each row: its items, the variant's outputs and PyTorch's, `[time, size]`."""
-    size = reference.spec.head.model_dump().get("vocabulary_size", 1)
-    step = max(1, MAX_NUMBERS // (max(map(len, held_out.rows)) * size))
+    step = max(1, MAX_NUMBERS // (max(map(len, held_out.rows)) * reference.spec.head.output_size))
     for start in range(0, len(held_out.rows), step):
         part = held_out.rows[start : start + step]
         sources = held_out.sources and held_out.sources[start : start + step]
@@ -78,6 +80,26 @@ def _of_tokens(decoder: RuntimeDecoder, reference: ReferenceDecoder, held_out: H
         equal_greedy=float(np.mean(equal)),
         common_prefix=common,
         num_generated=num_generated,
+    )
+
+
+def _of_densities(
+    decoder: RuntimeDecoder, reference: ReferenceDecoder, head: MixtureHead, held_out: HeldOut
+) -> DensityDivergence:
+    losses, losses_float32, divergences = [], [], []
+    for row, (items, actual, expected) in enumerate(_outputs(decoder, reference, held_out)):
+        losses.append(-mixture.log_density(actual[:-1], items[1:], head))
+        losses_float32.append(-mixture.log_density(expected[:-1], items[1:], head))
+        # Between mixtures it has no closed form: the mean over vectors that float32 draws is an estimate without bias.
+        drawn = mixture.choose(expected, head, 1.0, mixture.noise_of(head, DATA_SEED + row).take(0, len(items)))
+        densities = (mixture.log_density(output, drawn, head) for output in (expected, actual))
+        divergences.append(np.subtract(*densities))
+    return DensityDivergence(
+        held_out=held_out.source,
+        num_items=sum(map(len, held_out.rows)),
+        negative_log_likelihood_float32=float(np.mean(losses_float32)),
+        negative_log_likelihood=float(np.mean(losses)),
+        kl_divergence=float(np.mean(divergences)),
     )
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from server.runtime.adjustment import LogitAdjuster
 from server.runtime.runner import Runner, StepResult
-from statewise.model_spec import TokenInput
-from statewise.sampling import SamplingParams, Uniforms
+from statewise.model_spec import TokenInput, ValueHead
+from statewise.sampling import SamplingParams
 
 Array = NDArray[Any]
 
@@ -34,6 +34,7 @@ class RuntimeDecoder:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self._reads_tokens = isinstance(runner.spec.input, TokenInput)
+        self._has_probabilities = not isinstance(runner.spec.head, ValueHead)
 
     def prefill(
         self,
@@ -48,7 +49,7 @@ class RuntimeDecoder:
             self._start(row, prompts[row], p)
         if sources is not None:
             self.runner.encode(rows, sources)
-        uniforms = np.array([Uniforms(p.seed or 0).take(0, 1) for p in params])
+        noise = self.runner.sampler.noise(rows, [0] * len(prompts), 1)
         outputs: list[dict[int, NDArray[np.float32]]] = [{} for _ in prompts]
         first: list[StepResult | None] = [None] * len(prompts)
         lengths = np.array([len(prompt) for prompt in prompts])
@@ -57,7 +58,7 @@ class RuntimeDecoder:
             width = min(chunk or longest, longest - start)
             here = np.clip(lengths - start, 0, width)
             items = np.stack([_window(prompt, start, width) for prompt in prompts])
-            result = self.runner.step(rows, items, here, uniforms, num_rows=len(prompts), with_outputs=True)
+            result = self.runner.step(rows, items, here, noise, num_rows=len(prompts), with_outputs=True)
             assert result.outputs is not None
             for row in np.flatnonzero(here).tolist():
                 outputs[row][start + here[row] - 1] = result.outputs[row]
@@ -77,7 +78,7 @@ class RuntimeDecoder:
     ) -> tuple[list[Array], list[NDArray[np.float32]]]:
         """Continue every prompt by `num_items`; `steps_per_run` is gone through again and again.
 
-        Returns each row's items and log-probabilities (`[num_items]`; empty for real vectors).
+        Returns each row's items and log-probabilities (`[num_items]`; empty for values).
         """
         prefilled = self.prefill(prompts, params, chunk, sources)
         items = [[result.items[0, row]] for row, result in enumerate(prefilled.first)]
@@ -88,9 +89,9 @@ class RuntimeDecoder:
         for position, steps in _runs(num_items, steps_per_run if self.runner.can_decode_many else (1,)):
             for row, adjuster in enumerate(adjusters):
                 self.runner.sampler.adjustments[row] = adjuster.adjustment()
-            uniforms = np.stack([Uniforms(p.seed or 0).take(position, steps) for p in params])
+            noise = self.runner.sampler.noise(slice(0, len(prompts)), [position] * len(prompts), steps)
             last = np.stack([row[-1:] for row in items])
-            result = self.runner.decode(len(prompts), last, uniforms, num_rows=len(prompts))
+            result = self.runner.decode(len(prompts), last, noise, num_rows=len(prompts))
             for row, adjuster in enumerate(adjusters):
                 items[row] += list(result.items[:, row])
                 log_probabilities[row] += self._log_probabilities(result, row)
@@ -118,13 +119,10 @@ class RuntimeDecoder:
         if sources is not None:
             self.runner.encode(slice(last, last + 1), sources[last:])
         for position, start in enumerate(range(0, len(prompts[last]), chunk), start=1):
-            uniforms = [Uniforms(p.seed or 0).take(position, 1) for p in params[:last]]
-            uniforms.append(Uniforms(params[last].seed or 0).take(0, 1))
+            noise = self.runner.sampler.noise(slice(0, last + 1), [position] * last + [0], 1)
             latest = np.stack([row[-1:] for row in items])
             piece = prompts[last][None, start : start + chunk]
-            result = self.runner.mixed(
-                last, latest, piece, np.stack(uniforms), num_rows=len(prompts), with_outputs=True
-            )
+            result = self.runner.mixed(last, latest, piece, noise, num_rows=len(prompts), with_outputs=True)
             assert result.outputs is not None
             outputs[last][start + piece.shape[1] - 1] = result.outputs[last]
             for row in range(last):
@@ -137,7 +135,7 @@ class RuntimeDecoder:
 
     def _start(self, row: int, prompt: Array, params: SamplingParams) -> None:
         self.runner.pool.clear_row(row)
-        self.runner.sampler.set(row, params, 0 if self._reads_tokens else -1)
+        self.runner.sampler.set(row, params, 0 if self._has_probabilities else -1)
         self.runner.sampler.adjustments[row] = self._adjuster(params, prompt).adjustment()
 
     def _adjuster(self, params: SamplingParams, prompt: Array) -> LogitAdjuster:

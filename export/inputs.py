@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from statewise.model_spec import InputSpec, ModelSpec, TokenInput
+from statewise.model_spec import InputSpec, ModelSpec, TokenInput, ValueHead
 from statewise.sampling import SamplingParams
 from training.decoding import ReferenceDecoder
 
@@ -89,7 +89,7 @@ def held_out_rows(items: Array | None, reference: ReferenceDecoder, scale: Scale
         return HeldOut(list(items[: num_rows * length].reshape(num_rows, length, *items.shape[1:])), "data")
     length = min(length, MAX_ROW_LENGTH // 2)
     sources = random_sources(spec, [length] * NUM_ROWS)
-    if not isinstance(spec.input, TokenInput):
+    if isinstance(spec.head, ValueHead):
         return HeldOut(random_items(spec, [length] * NUM_ROWS, scale), "sampled", sources)
     first = random_items(spec, [1] * NUM_ROWS, scale) if start is None else [np.array([start])] * NUM_ROWS
     params = [SamplingParams(seed=DATA_SEED + row) for row in range(NUM_ROWS)]

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Dimension = int | Literal["row", "position", "source"]
 DType = Literal["float32", "float16", "int64"]
 
+MAX_FULL_FEATURES = 64
+"""Of a mixture with full covariances, whose parameters grow with the square."""
+
 
 class Strict(BaseModel):
     """A frozen record that refuses unknown fields."""
@@ -103,6 +106,14 @@ class MixtureHead(Strict):
     features: int = Field(ge=1)
     components: int = Field(ge=1, le=1024)
     covariance: Literal["diagonal", "full"] = "diagonal"
+
+    @model_validator(mode="after")
+    def _factors_are_small(self) -> MixtureHead:
+        if self.covariance == "full" and self.features > MAX_FULL_FEATURES:
+            raise ValueError(
+                f"covariance full takes at most {MAX_FULL_FEATURES} features, got {self.features}; use diagonal"
+            )
+        return self
 
     @property
     def output_size(self) -> int:

@@ -39,6 +39,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
     },
     "gru-series": {"plugin": "gru", "features": 3, "hidden_size": 16, "num_layers": 1},
+    "lstm-mixture": {"plugin": "lstm", "features": 3, "hidden_size": 16, "head": {"kind": "mixture", "components": 4}},
+    "transformer-mixture": {
+        "plugin": "transformer",
+        "features": 3,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "max_positions": 300,
+        "head": {"kind": "mixture", "components": 3, "covariance": "full"},
+    },
 }
 """Plugin and configuration by name; `text` gives the model a byte tokenizer with <start> and <end>."""
 

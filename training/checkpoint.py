@@ -124,14 +124,18 @@ class Checkpoint:
         """
         if self.standardization is None:
             return self.module
-        features = getattr(self.plugin.spec(self.config).input, "features", 0)
+        spec = self.plugin.spec(self.config)
+        features = getattr(spec.input, "features", 0)
         if len(self.standardization.mean) != features:
             raise ConfigError(
                 f"{self.folder / CHECKPOINT_FILE}: standardization is of {len(self.standardization.mean)} features, "
                 f"but the model reads {features or 'tokens'}"
             )
-        kind = Standardized if self.plugin.spec(self.config).generates else StandardizedInput
-        return kind(self.module, self.standardization.mean, self.standardization.deviation).eval()
+        scale = self.standardization.mean, self.standardization.deviation
+        wrapped = (
+            Standardized(self.module, spec.head, *scale) if spec.generates else StandardizedInput(self.module, *scale)
+        )
+        return wrapped.eval()
 
 
 def save_checkpoint(

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from training.baselines import bigram_bits, last_value_error, mean_value_error, unigram_bits
+from training.baselines import (
+    bigram_bits,
+    independent_nats,
+    last_value_error,
+    last_value_nats,
+    mean_value_error,
+    unigram_bits,
+)
 from training.checkpoint import Checkpoint
 from training.data import Chunks, InOrder
 from training.dataset import Dataset
@@ -78,6 +85,9 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[s
     if dataset.is_labelled:
         return {**figures, **answer_figures(checkpoint, dataset, batch_size)}
     train, held_out, size = dataset.train_documents, dataset.held_out_documents, dataset.item_size
+    if checkpoint.plugin.spec(checkpoint.config).head.kind == "mixture":
+        baselines = {"random_walk": last_value_nats(train, held_out), "gaussian": independent_nats(train, held_out)}
+        return {**figures, "unit": "nats per item", "baselines": baselines}
     if dataset.held_out_characters is None:
         baselines = {"last_value": last_value_error(held_out), "mean": mean_value_error(train, held_out)}
         return {**figures, "unit": "squared error per value", "baselines": baselines}

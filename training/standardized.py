@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from statewise.mixture import in_other_units
+from statewise.model_spec import HeadSpec
+
 
 class StandardizedInput(nn.Module):
     """A model of raw vectors around one of standardised vectors (mean 0, deviation 1 per feature).
@@ -41,8 +44,14 @@ class StandardizedInput(nn.Module):
 
 
 class Standardized(StandardizedInput):
-    """A step function whose outputs are vectors too, and raw as those that it reads."""
+    """A step function whose outputs are about vectors too, and raw as those that it reads."""
+
+    def __init__(self, module: nn.Module, head: HeadSpec, mean: Sequence[float], deviation: Sequence[float]) -> None:
+        super().__init__(module, mean, deviation)
+        factor, shift = (torch.from_numpy(part).float() for part in in_other_units(head, mean, deviation))
+        self.register_buffer("factor", factor)
+        self.register_buffer("shift", shift)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Raw values `[..., features]`."""
-        return self.module.head(hidden) * self.deviation + self.mean
+        """Values, or a mixture's parameters, of raw vectors, `[..., output_size]`."""
+        return self.module.head(hidden) * self.factor + self.shift

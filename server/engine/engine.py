@@ -289,6 +289,8 @@ class Engine:
             if sequence.num_prompt_left:
                 return
         delta = sequence.append(outcome.result, outcome.row)
+        if outcome.num_prompt_items and sequence.request.keeps_state:
+            delta.state = self._runner.pool.save_row(sequence.row)
         self.stats.num_output_items += len(delta.items)
         self._tell(sequence.stream, delta)
         if delta.is_last:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from server.engine.request import BeamParams, GenerationRequest
 from server.engine.settings import EngineSettings
 from statewise.errors import InvalidRequestError
-from statewise.model_spec import InputSpec, ModelSpec, TokenInput
+from statewise.model_spec import CategoricalHead, HeadSpec, InputSpec, ModelSpec, TokenInput
 
 MAX_LENGTH_PENALTY = 10
 """Far beyond use; the power of a length must not overflow."""
@@ -71,18 +71,14 @@ class Limits:
                 field="stop.max_tokens",
             )
         self._check_stop_strings(request.stop_strings, has_tokenizer=has_tokenizer)
-        is_tokens = isinstance(spec.input, TokenInput)
         if request.log_probabilities > self.max_top_log_probabilities or request.log_probabilities < -1:
             raise InvalidRequestError(
                 f"must lie in [0, {self.max_top_log_probabilities}], got {request.log_probabilities}",
                 field="log_probabilities.top",
             )
-        if request.log_probabilities >= 0 and not is_tokens:
-            raise InvalidRequestError("this model gives real vectors, not tokens", field="log_probabilities")
-        if isinstance(spec.input, TokenInput):
-            request.sampling.validate(spec.input.vocabulary_size)
+        _check_choice(request, spec.head)
         if request.beam_search is not None:
-            self._check_beam_search(request, request.beam_search, is_tokens=is_tokens)
+            self._check_beam_search(request, request.beam_search, is_tokens=isinstance(spec.input, TokenInput))
 
     def _check_prompt(self, prompt: NDArray[Any], reads: InputSpec) -> None:
         if not len(prompt):
@@ -161,3 +157,19 @@ def _check_items(items: NDArray[Any], reads: InputSpec, prefix: str = "") -> Non
         )
     elif not np.isfinite(items).all():
         raise InvalidRequestError("holds NaN or infinity", field=f"{prefix}vectors.values")
+
+
+def _check_choice(request: GenerationRequest, head: HeadSpec) -> None:
+    """What may be asked of the choice of items, by what there is to choose from."""
+    if isinstance(head, CategoricalHead):
+        request.sampling.validate(head.vocabulary_size)
+    elif head.kind == "mixture":
+        request.sampling.validate_for_vectors()
+        if request.log_probabilities > 0:
+            raise InvalidRequestError(
+                f"must be 0, for this model gives real vectors, of which none can be listed; got "
+                f"{request.log_probabilities}",
+                field="log_probabilities.top",
+            )
+    elif request.log_probabilities >= 0:
+        raise InvalidRequestError("this model gives values, which have no probability", field="log_probabilities")

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from server.runtime.state_pool import SavedRow
 from statewise.errors import StatewiseError
 from statewise.sampling import SamplingParams
 
@@ -40,13 +41,17 @@ class GenerationRequest:
     """None where no token ends the generation."""
     stop_strings: tuple[str, ...] = ()
     log_probabilities: int = -1
-    """-1: none; 0: the chosen token's; n: those of the n most probable tokens too."""
+    """-1: none; 0: the chosen item's; n: those of the n most probable tokens too."""
     deadline: float | None = None
     """time.monotonic() seconds after which the request fails."""
     source: NDArray[Any] | None = None
     """What an encoder-decoder decodes: int64 `[time]` or float32 `[time, features]`; None for other models."""
     beam_search: BeamParams | None = None
     """Excludes sampling, stop strings and log-probabilities."""
+    start: SavedRow | None = None
+    """The state after the first items of the prompt, all but the last one at most: these are not read again."""
+    keeps_state: bool = False
+    """Whether the state after the prompt is wanted, for others to start from."""
 
     @property
     def num_items(self) -> int:
@@ -56,9 +61,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogProbability:
-    """Log-probability (nats) of a chosen token, and of the most probable ones in its place."""
+    """Log-probability (nats) of a chosen token, and of the most probable in its place; or a vector's log-density."""
 
     token: int
+    """0 where a vector was chosen."""
     log_probability: float
     top: tuple[tuple[int, float], ...] = ()
 
@@ -84,6 +90,8 @@ class Delta:
     text: str = ""
     log_probabilities: list[TokenLogProbability] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    state: SavedRow | None = None
+    """After the prompt, where the request has asked for it."""
     error: StatewiseError | None = None
     """Why the request failed; set instead of finish_reason."""
     hypotheses: list[Hypothesis] = field(default_factory=list)
@@ -100,6 +108,7 @@ class Delta:
         self.text += later.text
         self.log_probabilities += later.log_probabilities
         self.finish_reason = later.finish_reason
+        self.state = self.state or later.state
         self.error = later.error
         self.hypotheses += later.hypotheses
 

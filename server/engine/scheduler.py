@@ -71,7 +71,10 @@ class Scheduler:
         self._make_room(len(self.running) - len(admitted))
         for sequence in admitted:
             self._runner.pool.clear_row(sequence.row)
-            self._prefixes.load(sequence, self._runner.pool)
+            if sequence.request.start is None:
+                self._prefixes.load(sequence, self._runner.pool)
+            else:
+                sequence.begin_after(sequence.request.start, self._runner.pool)
             self._runner.sampler.set(sequence.row, sequence.request.sampling, sequence.num_top)
 
     def plan(self, step_seconds: float) -> Plan | None:

@@ -33,12 +33,12 @@ class StepResult:
     items: Array
     """int64 `[K, row]` token ids, -1 where logits were not finite; or float32 `[K, row, features]`."""
     log_probabilities: NDArray[np.float32] | None = None
-    """`[K, row]`, of the chosen tokens; None where the input is not tokens."""
+    """`[K, row]`, of the chosen tokens or vectors; None where nothing is drawn."""
     top_tokens: NDArray[np.int64] | None = None
-    """`[K, row, n]`, most probable first."""
+    """`[K, row, n]`, most probable first; None where there are no tokens."""
     top_log_probabilities: NDArray[np.float32] | None = None
     outputs: NDArray[np.float32] | None = None
-    """`[row, size]`: logits or values of the last step, where asked for."""
+    """`[row, output_size]`: what the head gave in the last step, where asked for."""
 
     def is_finite(self, row: int) -> bool:
         """Whether no NaN or infinity of the row's state has reached its items."""
@@ -66,7 +66,7 @@ class Runner:
         capacity = (spec.max_positions or 0) if capacity is None else capacity
         # What takes ragged rows masks what lies behind each row's end; the other kind does not read it.
         self.pool = StatePool(spec.sized_state, max_rows, capacity, memory, reads_ahead=ragged_prefill)
-        self.sampler = SamplerTable(max_rows)
+        self.sampler = SamplerTable(max_rows, spec.head)
         self._step = step
         self._decode = decode
         self._mixed = mixed
@@ -128,11 +128,11 @@ class Runner:
         items = _zeros(self.spec.input)
         if self.spec.source is not None:
             self.encode(slice(0, 1), [_zeros(self.spec.source)[0]])
-        self.step(slice(0, 1), items, np.ones(1, np.int64), np.zeros((1, 1), np.float32), num_rows=1)
+        self.step(slice(0, 1), items, np.ones(1, np.int64), self.sampler.no_noise(1, 1), num_rows=1)
         if self._decode is not None:
-            self.decode(1, items, np.zeros((1, 2), np.float32), num_rows=1)
+            self.decode(1, items, self.sampler.no_noise(1, 2), num_rows=1)
         if self._mixed is not None and self.pool.num_rows > 1:
-            self.mixed(1, items, items, np.zeros((2, 1), np.float32), num_rows=2)
+            self.mixed(1, items, items, self.sampler.no_noise(2, 1), num_rows=2)
             self.pool.clear_row(1)
         self.pool.clear_row(0)
 
@@ -162,7 +162,7 @@ class Runner:
         rows: slice,
         items: Array,
         lengths: NDArray[np.int64],
-        uniforms: NDArray[np.float32],
+        noise: NDArray[np.float32],
         *,
         num_rows: int,
         with_outputs: bool = False,
@@ -170,13 +170,14 @@ class Runner:
         """Feed new items to some rows and choose the item after each row's last one.
 
         `items` `[row, time]` or `[row, time, features]`, right-padded; `lengths` `[row]`, where a row with 0 keeps its
-        state and gives nothing of meaning; `uniforms` `[row, 1]`; `num_rows`: all rows in use.
+        state and gives nothing of meaning; `noise` `[row, 1, ...]`, as the sampler table gives it; `num_rows`: all rows
+        in use.
         """
         wanted = self._wanted(with_outputs=with_outputs)
         if (lengths != 1).any() and not self._takes_together(rows, items.shape[1]):
-            results = self._step_one_by_one(rows, items, lengths, uniforms, wanted, num_rows)
+            results = self._step_one_by_one(rows, items, lengths, noise, wanted, num_rows)
         else:
-            inputs = {"items": items, "lengths": lengths, **self._sampler_inputs(rows, uniforms)}
+            inputs = {"items": items, "lengths": lengths, **self.sampler.inputs(rows, noise)}
             results = self._run(self._step, {"": rows}, inputs, wanted)
             self.pool.commit(rows, num_rows, lengths)
         return _one_step(results, with_outputs=with_outputs)
@@ -192,7 +193,7 @@ class Runner:
         rows: slice,
         items: Array,
         lengths: NDArray[np.int64],
-        uniforms: NDArray[np.float32],
+        noise: NDArray[np.float32],
         wanted: list[str],
         num_rows: int,
     ) -> list[Array]:
@@ -200,7 +201,7 @@ class Runner:
 
         ONNX Runtime's GroupQueryAttention appends several items to one row only, and has no row without items.
         """
-        sampling = self._sampler_inputs(rows, uniforms)
+        sampling = self.sampler.inputs(rows, noise)
         results: list[list[Array] | None] = []
         for index, length in enumerate(lengths.tolist()):
             one = slice(index, index + 1)
@@ -213,17 +214,17 @@ class Runner:
         blank = [np.zeros_like(part) for part in next(result for result in results if result is not None)]
         return [np.concatenate(parts) for parts in zip(*(result or blank for result in results), strict=True)]
 
-    def decode(self, num_decoding: int, items: Array, uniforms: NDArray[np.float32], *, num_rows: int) -> StepResult:
+    def decode(self, num_decoding: int, items: Array, noise: NDArray[np.float32], *, num_rows: int) -> StepResult:
         """K single-item steps of rows 0..num_decoding-1, each step fed with the item before.
 
-        `items` `[row, 1]` or `[row, 1, features]`; `uniforms` `[row, K]`, K being 1 where the bundle has no decode
+        `items` `[row, 1]` or `[row, 1, features]`; `noise` `[row, K, ...]`, K being 1 where the bundle has no decode
         graph; `num_rows`: all rows in use.
         """
         rows = slice(0, num_decoding)
-        num_steps = uniforms.shape[1]
+        num_steps = noise.shape[1]
         if self._decode is None or num_steps == 1:
-            return self.step(rows, items, np.ones(num_decoding, np.int64), uniforms, num_rows=num_rows)
-        inputs = {"items": items, "steps": np.array(num_steps), **self._sampler_inputs(rows, uniforms)}
+            return self.step(rows, items, np.ones(num_decoding, np.int64), noise, num_rows=num_rows)
+        inputs = {"items": items, "steps": np.array(num_steps), **self.sampler.inputs(rows, noise)}
         results = self._run(self._decode, {"": rows}, inputs, self._wanted())
         self.pool.commit(rows, num_rows, num_steps)
         return StepResult(*results)
@@ -233,20 +234,20 @@ class Runner:
         num_decoding: int,
         items: Array,
         chunk: Array,
-        uniforms: NDArray[np.float32],
+        noise: NDArray[np.float32],
         *,
         num_rows: int,
         with_outputs: bool = False,
     ) -> StepResult:
         """One item of each of rows 0..num_decoding-1, and a chunk of a prompt for the row behind them, in one run.
 
-        `items` `[row, 1]` or `[row, 1, features]`, `chunk` `[1, time]` or `[1, time, features]`, `uniforms`
-        `[row + 1, 1]`; `num_rows`: all rows in use. Gives what `decode` and then `step` would, the weights being read
-        once.
+        `items` `[row, 1]` or `[row, 1, features]`, `chunk` `[1, time]` or `[1, time, features]`, `noise`
+        `[row + 1, 1, ...]`; `num_rows`: all rows in use. Gives what `decode` and then `step` would, the weights being
+        read once.
         """
         assert self._mixed is not None
         rows = slice(0, num_decoding + 1)
-        inputs = {"items": items, "chunk.items": chunk, **self._sampler_inputs(rows, uniforms)}
+        inputs = {"items": items, "chunk.items": chunk, **self.sampler.inputs(rows, noise)}
         parts = {"": slice(0, num_decoding), "chunk.": slice(num_decoding, num_decoding + 1)}
         results = self._run(self._mixed, parts, inputs, self._wanted(with_outputs=with_outputs))
         self.pool.commit(rows, num_rows, np.array([1] * num_decoding + [chunk.shape[1]]))
@@ -310,24 +311,8 @@ class Runner:
                 if new is not None:
                     bind(binding.bind_output, f"{prefix}new_state.{spec.name}", self.pool.memory.view(new, rows))
 
-    def _sampler_inputs(self, rows: slice, uniforms: NDArray[np.float32]) -> dict[str, Array]:
-        if not isinstance(self.spec.input, TokenInput):
-            return {}
-        ids, values = self.sampler.adjustment_arrays(rows)
-        return {
-            "sampling.parameters": self.sampler.parameters[rows],
-            "sampling.top_k": self.sampler.top_k[rows],
-            "sampling.adjust_ids": ids,
-            "sampling.adjust_values": values,
-            "sampling.num_top": self.sampler.num_top[rows].max(),
-            "sampling.uniforms": uniforms,
-        }
-
     def _wanted(self, *, with_outputs: bool = False) -> list[str]:
-        names = ["next_items"]
-        if isinstance(self.spec.input, TokenInput):
-            names += ["log_probability", "top_tokens", "top_log_probabilities"]
-        return [*names, "output"] if with_outputs else names
+        return [*self.sampler.results, "output"] if with_outputs else [*self.sampler.results]
 
 
 def _zeros(reads: InputSpec) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from server.services.forecast import ForecastLimits, forecast
 from server.services.inspection import inspect
 from server.services.predict import predict
 from server.services.score import score
@@ -19,8 +20,9 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PredictionService"].full_name
 class PredictionService(PredictionServiceServicer):
     """Serves every model of a repository."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, forecast_limits: ForecastLimits) -> None:
         self._repository = repository
+        self._forecast_limits = forecast_limits
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:  # noqa: N802 - the rpc's name
         """Labels, tags, embeddings or values of whole sequences."""
@@ -33,3 +35,7 @@ class PredictionService(PredictionServiceServicer):
     async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectResponse:  # noqa: N802
         """What a model attends to, or how its gates stand, at every item of a sequence."""
         return await inspect(request, self._repository, context.time_remaining())
+
+    async def Forecast(self, request: pb.ForecastRequest, context: Any) -> pb.ForecastResponse:  # noqa: N802
+        """Sample how a series goes on."""
+        return await forecast(request, self._repository, self._forecast_limits, context.time_remaining())

@@ -15,9 +15,10 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogProbability:
-    """Log-probability of a token, in nats, by the model's own distribution."""
+    """Log-probability of a token, or log-density of a vector, in nats, by the model's own distribution."""
 
     token: int
+    """0 for a vector."""
     log_probability: float
     top: tuple[TokenLogProbability, ...] = ()
     """The most probable tokens in its place, where they were asked for."""
@@ -162,6 +163,23 @@ class Inspection:
     """Each item as text, a start token included; empty where the model has no tokenizer."""
     tensors: Mapping[str, NDArray[np.float32]]
     """By name, with the layer behind a dot: attention weights `[head, query, key]`, activations `[time, unit]`."""
+    info: PredictionInfo
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Forecast:
+    """How a series goes on: what many sampled paths say together."""
+
+    levels: tuple[float, ...]
+    """Of the quantiles, ascending."""
+    quantiles: NDArray[np.float32]
+    """`[level, horizon, features]`, of each feature by itself."""
+    mean: NDArray[np.float32]
+    """`[horizon, features]`."""
+    paths: NDArray[np.float32] | None
+    """`[path, horizon, features]`, where they were asked for."""
+    seed: int
+    """Repeats the forecast."""
     info: PredictionInfo
 
 

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import helper
 
-import export.graphs
 import export.pipeline
+import export.sampler
 from export.builder import GraphBuilder
 from export.certify import BATCH_SIZES, CHUNKS, NUM_GENERATED, PROMPT_LENGTHS
 from export.pipeline import Exported, export_checkpoint
@@ -202,7 +202,7 @@ def test_another_rule_of_choice_is_missed(
     def mirrored(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: int) -> Sampled:
         return add_sampler(op, logits, op.Sub(op.constant(0.9999999, np.float32), uniform), vocabulary_size)
 
-    monkeypatch.setattr(export.graphs, "add_sampler", mirrored)
+    monkeypatch.setattr(export.sampler, "add_sampler", mirrored)
     exported = export_traced(traced)
 
     assert missed(exported, tmp_path / "models") == {"sampled tokens"}

@@ -72,12 +72,12 @@ class EncoderDecoderPlugin(SequencePlugin[ConfigT]):
     """What the families share: their data, and their loss."""
 
     def loss(self, config: ConfigT, output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Cross-entropy in nats per token, or squared error per vector element."""
-        return next_item_loss(output, targets, mask)
+        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        return next_item_loss(output, targets, mask, head=config.next_item)
 
     def training_loss(self, module: nn.Module, config: ConfigT, batch: Batch, run: Any) -> Tensor:
         """The loss, with the targets smoothed."""
-        return next_item_loss(run(batch), batch.targets, batch.mask, config.label_smoothing)
+        return next_item_loss(run(batch), batch.targets, batch.mask, config.label_smoothing, config.next_item)
 
     def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
         """The raw configuration with the sizes of both sides."""

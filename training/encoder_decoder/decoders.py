@@ -34,6 +34,7 @@ class Decoder(RecurrentModule):
             num_layers=config.num_layers,
             dropout=config.dropout,
             tied_embeddings=config.tied_embeddings,
+            head=config.next_item,
             dropout_kind=config.dropout_kind,
         )
         self.max_source_positions = config.max_source_positions

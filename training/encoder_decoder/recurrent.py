@@ -45,7 +45,7 @@ class RecurrentEncoderDecoder(nn.Module):
         return self.decoder(items, lengths, state)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., vocabulary_size]` or values `[..., features]`."""
+        """What the model says of the next item, `[..., output_size]`."""
         return self.decoder.head(hidden)
 
 

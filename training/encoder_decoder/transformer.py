@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from training.encoder_decoder.caches import SourceCaches
 from training.encoder_decoder.config import pad_source
+from training.mixture import output_layer
 from training.transformer.module import Layer, TransformerTrunk, initialize, norm
 from training.transformer.whole import WholeRows
 
@@ -26,7 +27,7 @@ class TransformerEncoderDecoder(nn.Module):
         self.max_source_positions = config.max_source_positions
         self.encoder = TransformerTrunk(config.encoder, Layer)
         self.decoder = TransformerTrunk(config, DecoderLayer)
-        self.output = nn.Linear(config.hidden_size, config.item_size, bias=config.output_bias)
+        self.output = output_layer(config.hidden_size, config.next_item, bias=config.output_bias)
         self.encoder.initialize()
         self.decoder.initialize()
         initialize(self.output)
@@ -50,7 +51,7 @@ class TransformerEncoderDecoder(nn.Module):
         return hidden, caches.new_state()
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., vocabulary_size]` or values `[..., features]`."""
+        """What the model says of the next item, `[..., output_size]`."""
         return self.output(hidden)
 
 

@@ -14,6 +14,7 @@ from statewise.errors import NotFoundError
 DEMOS = {
     "text": "every causal family, from Markov to Transformer, learns Python's documentation; one is streamed from",
     "dates": "an encoder-decoder reads dates in fourteen languages and writes them as ISO 8601",
+    "series": "a mixture density network forecasts the weather of Seattle, with bands that hold what they promise",
     "digits": "a Vision Transformer, which comes as a plugin from outside, reads handwritten digits",
     "tags": "a bidirectional GRU tells keywords, names, strings and comments in Python code, character by character",
 }

@@ -48,6 +48,7 @@ class CertificateFigures(BaseModel):
     sampled_tokens: TokenAgreement | None
     labels: TokenAgreement | None = None
     """Of whole sequences."""
+    sampled_vectors: TokenAgreement | None = None
     batch_invariant: bool
     chunk_invariant: bool | None
     """None where nothing is read in chunks."""
@@ -62,6 +63,7 @@ class CertificateFigures(BaseModel):
             positions_compared=certificate.outputs.positions_compared,
             greedy_tokens=certificate.greedy_tokens,
             sampled_tokens=certificate.sampled_tokens,
+            sampled_vectors=certificate.sampled_vectors,
             batch_invariant=certificate.batch_invariant,
             labels=next((graph.labels for graph in certificate.sequences if graph.labels is not None), None),
             chunk_invariant=certificate.chunk_invariant if steps else None,
@@ -87,6 +89,7 @@ def add_certificate(table: Table, figures: CertificateFigures) -> None:
     agreements = {
         "greedy tokens": figures.greedy_tokens,
         "sampled tokens": figures.sampled_tokens,
+        "sampled vectors": figures.sampled_vectors,
         "labels": figures.labels,
     }
     for title, found in agreements.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from statewise.plugins import load_plugin
-from training.standardized import Standardized
+from training.standardized import StandardizedInput
 from training.state import zero_state
 
 LENGTHS = [11, 1, 6]
@@ -91,7 +91,7 @@ def test_a_standardised_model_shows_its_gates_for_raw_vectors() -> None:
     module, _ = build("lstm")
     raw, lengths = 5 + 2 * torch.randn(2, 4, 3), torch.tensor([4, 4])
 
-    shown = Standardized(module, [5.0] * 3, [2.0] * 3).inspect(raw, lengths)
+    shown = StandardizedInput(module, [5.0] * 3, [2.0] * 3).inspect(raw, lengths)
 
     for name, gate in module.inspect((raw - 5) / 2, lengths).items():
         torch.testing.assert_close(shown[name], gate)
