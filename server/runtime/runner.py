@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.runtime.bound_run import BoundRun
 from server.runtime.device_memory import DeviceMemory
-from server.runtime.memory import HOST, Memory, bind, host_view
+from server.runtime.memory import HOST, Memory, bind
 from server.runtime.onnx import onnxruntime
 from server.runtime.sampler_table import SamplerTable
 from server.runtime.sessions import create_session
@@ -68,7 +69,7 @@ class Runner:
         self._decode = decode
         self._mixed = mixed
         self._ragged_prefill = ragged_prefill
-        self._bindings: dict[Hashable, onnxruntime.IOBinding] = {}
+        self._bound_runs: dict[Hashable, BoundRun] = {}
         self._bound_to: tuple[StatePool, int] | None = None
 
     @classmethod
@@ -245,32 +246,21 @@ class Runner:
         wanted: list[str],
     ) -> list[Array]:
         """Run a graph; `parts` are the rows whose state it reads and writes, by the prefix of the state's names."""
-        binding = self._binding(session, parts, wanted)
-        # ONNX Runtime does not hold these arrays: they must outlive the run.
-        held = [np.asarray(value, order="C") for value in inputs.values()]
-        for name, value in zip(inputs, held, strict=True):
-            bind(binding.bind_input, name, host_view(value))
-        for name in wanted:
-            binding.bind_output(name, "cpu")
-        self._bind_state(binding, "recurrent", parts)
-        session.run_with_iobinding(binding)
-        return [value.numpy() for value in binding.get_outputs()[: len(wanted)]]
+        bound = self._bound(session, parts, wanted)
+        self._bind_state(bound.binding, "recurrent", parts)
+        return bound.run(inputs, (int(inputs.get("steps", 1)), int(inputs.get("sampling.num_top", 0))))
 
-    def _binding(
-        self, session: onnxruntime.InferenceSession, parts: dict[str, slice], wanted: list[str]
-    ) -> onnxruntime.IOBinding:
+    def _bound(self, session: onnxruntime.InferenceSession, parts: dict[str, slice], wanted: list[str]) -> BoundRun:
         """A binding that has the caches of these rows, which stay in their place from run to run."""
-        if self._bound_to != (self.pool, self.pool.num_resizes) or len(self._bindings) == MAX_BINDINGS:
-            self._bindings.clear()
+        if self._bound_to != (self.pool, self.pool.num_resizes) or len(self._bound_runs) == MAX_BINDINGS:
+            self._bound_runs.clear()
             self._bound_to = (self.pool, self.pool.num_resizes)
         key = (session, len(wanted), *((prefix, rows.start, rows.stop) for prefix, rows in parts.items()))
-        if key not in self._bindings:
-            binding = session.io_binding()
-            for name in wanted:  # before the state, for these to be the first outputs
-                binding.bind_output(name, "cpu")
-            self._bind_state(binding, "cache", parts)
-            self._bindings[key] = binding
-        return self._bindings[key]
+        if key not in self._bound_runs:
+            bound = BoundRun(session, wanted, keeps=self.pool.memory is HOST)
+            self._bind_state(bound.binding, "cache", parts)
+            self._bound_runs[key] = bound
+        return self._bound_runs[key]
 
     def _bind_state(self, binding: onnxruntime.IOBinding, kind: str, parts: dict[str, slice]) -> None:
         for spec in self.spec.state:
@@ -312,4 +302,5 @@ class Runner:
 def _one_step(results: list[Array], *, with_outputs: bool) -> StepResult:
     """The result of a run that made one item per row."""
     outputs = results.pop() if with_outputs else None
-    return replace(StepResult(*(result[None] for result in results)), outputs=outputs)
+    result = StepResult(*(part[None] for part in results))
+    return replace(result, outputs=outputs) if with_outputs else result
