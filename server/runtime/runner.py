@@ -22,7 +22,7 @@ from statewise.manifest import ModelSpec, TokenInput
 Array = NDArray[Any]
 
 MAX_BINDINGS = 256
-"""Bindings that are kept: about one for each number of rows, and each row that is fed alone."""
+"""Bindings that are kept: about two for each number of rows, and for each row that is fed alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,25 +247,23 @@ class Runner:
     ) -> list[Array]:
         """Run a graph; `parts` are the rows whose state it reads and writes, by the prefix of the state's names."""
         bound = self._bound(session, parts, wanted)
-        self._bind_state(bound.binding, "recurrent", parts)
         return bound.run(inputs, (int(inputs.get("steps", 1)), int(inputs.get("sampling.num_top", 0))))
 
     def _bound(self, session: onnxruntime.InferenceSession, parts: dict[str, slice], wanted: list[str]) -> BoundRun:
-        """A binding that has the caches of these rows, which stay in their place from run to run."""
+        """A binding that has the state of these rows: caches stay in their place, recurrent state has two of them."""
         if self._bound_to != (self.pool, self.pool.num_resizes) or len(self._bound_runs) == MAX_BINDINGS:
             self._bound_runs.clear()
             self._bound_to = (self.pool, self.pool.num_resizes)
-        key = (session, len(wanted), *((prefix, rows.start, rows.stop) for prefix, rows in parts.items()))
+        places = ((prefix, rows.start, rows.stop) for prefix, rows in parts.items())
+        key = (session, len(wanted), self.pool.is_swapped, *places)
         if key not in self._bound_runs:
             bound = BoundRun(session, wanted, keeps=self.pool.memory is HOST)
-            self._bind_state(bound.binding, "cache", parts)
+            self._bind_state(bound.binding, parts)
             self._bound_runs[key] = bound
         return self._bound_runs[key]
 
-    def _bind_state(self, binding: onnxruntime.IOBinding, kind: str, parts: dict[str, slice]) -> None:
+    def _bind_state(self, binding: onnxruntime.IOBinding, parts: dict[str, slice]) -> None:
         for spec in self.spec.state:
-            if spec.kind != kind:
-                continue
             current, new = self.pool.buffers(spec.name)
             for prefix, rows in parts.items():
                 bind(binding.bind_input, f"{prefix}state.{spec.name}", self.pool.memory.view(current, rows))
