@@ -74,10 +74,10 @@ class ServerSettings(BaseSettings):
     max_buffered_items: int = Field(default=65536, ge=1)
     """Ids, vector components and log-probabilities that may wait for a slow reader before it is cut off."""
 
-    stream_interval_ms: float = Field(default=15.0, ge=0, le=1000)
+    stream_interval_ms: float = Field(default=30.0, ge=0, le=1000)
     """Least milliseconds between two messages of a stream after its first; 0 sends one for every step."""
 
-    max_messages_per_second: float = Field(default=1000.0, gt=0)
+    max_messages_per_second: float = Field(default=500.0, gt=0)
     """Messages over all streams; with many streams each gets fewer of them, with more items in each."""
 
     grace_seconds: float = Field(default=20.0, ge=0)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.runtime.bound_run import BoundRun
 from server.runtime.device_memory import DeviceMemory
-from server.runtime.memory import HOST, Memory, bind, host_view
+from server.runtime.memory import HOST, Memory, bind
 from server.runtime.one_shot import bucket_of, pad_rows
 from server.runtime.onnx import onnxruntime
 from server.runtime.sampler_table import SamplerTable
@@ -23,7 +24,7 @@ from statewise.model_spec import InputSpec, ModelSpec, TokenInput
 Array = NDArray[Any]
 
 MAX_BINDINGS = 256
-"""Bindings that are kept: about one for each number of rows, and each row that is fed alone."""
+"""Bindings that are kept: about two for each number of rows, and for each row that is fed alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Runner:
         self._mixed = mixed
         self._encode = encode
         self._ragged_prefill = ragged_prefill
-        self._bindings: dict[Hashable, onnxruntime.IOBinding] = {}
+        self._bound_runs: dict[Hashable, BoundRun] = {}
         self._bound_to: tuple[StatePool, int] | None = None
 
     @classmethod
@@ -274,37 +275,24 @@ class Runner:
         wanted: list[str],
     ) -> list[Array]:
         """Run a graph; `parts` are the rows whose state it reads and writes, by the prefix of the state's names."""
-        binding = self._binding(session, parts, wanted)
-        # ONNX Runtime does not hold these arrays: they must outlive the run.
-        held = [np.asarray(value, order="C") for value in inputs.values()]
-        for name, value in zip(inputs, held, strict=True):
-            bind(binding.bind_input, name, host_view(value))
-        for name in wanted:
-            binding.bind_output(name, "cpu")
-        self._bind_state(binding, {"recurrent"}, parts)
-        session.run_with_iobinding(binding)
-        return [value.numpy() for value in binding.get_outputs()[: len(wanted)]]
+        bound = self._bound(session, parts, wanted)
+        return bound.run(inputs, (int(inputs.get("steps", 1)), int(inputs.get("sampling.num_top", 0))))
 
-    def _binding(
-        self, session: onnxruntime.InferenceSession, parts: dict[str, slice], wanted: list[str]
-    ) -> onnxruntime.IOBinding:
-        """A binding that has the caches and memories of these rows, which stay in their place from run to run."""
-        if self._bound_to != (self.pool, self.pool.num_resizes) or len(self._bindings) == MAX_BINDINGS:
-            self._bindings.clear()
+    def _bound(self, session: onnxruntime.InferenceSession, parts: dict[str, slice], wanted: list[str]) -> BoundRun:
+        """A binding that has the state of these rows: caches stay in their place, recurrent state has two of them."""
+        if self._bound_to != (self.pool, self.pool.num_resizes) or len(self._bound_runs) == MAX_BINDINGS:
+            self._bound_runs.clear()
             self._bound_to = (self.pool, self.pool.num_resizes)
-        key = (session, len(wanted), *((prefix, rows.start, rows.stop) for prefix, rows in parts.items()))
-        if key not in self._bindings:
-            binding = session.io_binding()
-            for name in wanted:  # before the state, for these to be the first outputs
-                binding.bind_output(name, "cpu")
-            self._bind_state(binding, {"cache", "memory"}, parts)
-            self._bindings[key] = binding
-        return self._bindings[key]
+        places = ((prefix, rows.start, rows.stop) for prefix, rows in parts.items())
+        key = (session, len(wanted), self.pool.is_swapped, *places)
+        if key not in self._bound_runs:
+            bound = BoundRun(session, wanted, keeps=self.pool.memory is HOST)
+            self._bind_state(bound.binding, parts)
+            self._bound_runs[key] = bound
+        return self._bound_runs[key]
 
-    def _bind_state(self, binding: onnxruntime.IOBinding, kinds: set[str], parts: dict[str, slice]) -> None:
+    def _bind_state(self, binding: onnxruntime.IOBinding, parts: dict[str, slice]) -> None:
         for spec in self.spec.state:
-            if spec.kind not in kinds:
-                continue
             current, new = self.pool.buffers(spec.name)
             for prefix, rows in parts.items():
                 bind(binding.bind_input, f"{prefix}state.{spec.name}", self.pool.memory.view(current, rows))
@@ -325,4 +313,5 @@ def _zeros(reads: InputSpec) -> Array:
 def _one_step(results: list[Array], *, with_outputs: bool) -> StepResult:
     """The result of a run that made one item per row."""
     outputs = results.pop() if with_outputs else None
-    return replace(StepResult(*(result[None] for result in results)), outputs=outputs)
+    result = StepResult(*(part[None] for part in results))
+    return replace(result, outputs=outputs) if with_outputs else result

@@ -77,6 +77,8 @@ class StatePool:
         """Positions for which each row's caches have room."""
         self.num_resizes = 0
         """How often caches and memories have moved."""
+        self.is_swapped = False
+        """Which of the two buffers `current` is; they change places with every run over all rows."""
         self.current = self._allocate("recurrent")
         self.next = self._allocate("recurrent")
         self.caches = self._allocate("cache")
@@ -145,6 +147,7 @@ class StatePool:
         self.num_filled[rows] += num_items
         if rows.start == 0 and rows.stop == num_rows:
             self.current, self.next = self.next, self.current
+            self.is_swapped = not self.is_swapped
             return
         for name, buffer in self.current.items():
             self.memory.copy(self.next[name], rows, buffer, rows)

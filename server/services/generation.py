@@ -99,7 +99,7 @@ class GenerationService(GenerationServiceServicer):
         task = asyncio.current_task()
         assert task is not None
         # A reader that is too slow is stuck in a write, which only a cancellation ends.
-        return Mailbox(self._channel.interval, self._limits.max_buffered_numbers, task.cancel)
+        return Mailbox(self._limits.max_buffered_numbers, task.cancel)
 
     async def _send(self, mailbox: Mailbox, progress: _Progress, context: Any) -> None:
         is_last = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +25,45 @@ def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), timeout=10))
 
 
+class Desk:
+    """A channel with some streams open, and their mailboxes."""
+
+    def __init__(self, interval: float, num_streams: int = 1) -> None:
+        loop = asyncio.get_running_loop()
+        self.channel = LoopChannel(loop, interval, 1000.0)
+        self.streams = [Stream(REQUEST, self.channel) for _ in range(num_streams)]
+        self.mailboxes = [Mailbox(100, never) for _ in self.streams]
+        for stream, mailbox in zip(self.streams, self.mailboxes, strict=True):
+            self.channel.open(stream, mailbox)
+        self.num_wakes = 0
+        self._call_soon_threadsafe = loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = self._count_wake  # type: ignore[method-assign]
+
+    def _count_wake(self, *arguments: Any) -> Any:
+        self.num_wakes += 1
+        return self._call_soon_threadsafe(*arguments)
+
+    async def deliver(self, *deltas: Delta) -> None:
+        """One step's news, from another thread: a delta for each of the first streams."""
+        news = list(zip(self.streams, deltas, strict=False))
+        thread = threading.Thread(target=self.channel.deliver, args=(news,))
+        thread.start()
+        thread.join()
+        await asyncio.sleep(0)
+
+    async def take(self, number: int = 0) -> list[Any]:
+        return (await self.mailboxes[number].take()).items
+
+
 def test_news_that_waits_leaves_together() -> None:
     """What came while the reader was busy is one delta, in order, with its end."""
 
     async def test() -> None:
-        mailbox = Mailbox(lambda: 0, 100, never)
+        desk = Desk(60)
         for delta in (Delta([1], "a"), Delta([2, 3], "bc"), Delta([4], "d", finish_reason="length")):
-            mailbox.put(delta)
+            await desk.deliver(delta)
 
-        assert await mailbox.take() == Delta([1, 2, 3, 4], "abcd", finish_reason="length")
+        assert await desk.mailboxes[0].take() == Delta([1, 2, 3, 4], "abcd", finish_reason="length")
 
     run(test)
 
@@ -42,36 +73,98 @@ def test_first_item_leaves_at_once_and_later_ones_at_the_next_tick() -> None:
 
     async def test() -> None:
         clock = asyncio.get_running_loop().time
-        mailbox = Mailbox(lambda: 0.1, 100, never)
+        desk = Desk(0.1)
         tick = (clock() // 0.1 + 1) * 0.1
         await asyncio.sleep(tick - clock())
-        mailbox.put(Delta([1]))
-        first, first_at = await mailbox.take(), clock() - tick
+        await desk.deliver(Delta([1]))
+        first, first_at = await desk.take(), clock() - tick
         for token in range(2, 6):
-            mailbox.put(Delta([token]))
+            await desk.deliver(Delta([token]))
             await asyncio.sleep(0.005)
-        second, second_at = await mailbox.take(), clock() - tick
+        second, second_at = await desk.take(), clock() - tick
 
-        assert (first.items, second.items) == ([1], [2, 3, 4, 5])
+        assert (first, second) == ([1], [2, 3, 4, 5])
         assert first_at < 0.05
         assert 0.1 <= second_at + 1e-6 < 0.2
 
     run(test)
 
 
+def test_until_the_next_tick_the_loop_is_not_woken() -> None:
+    """Steps between two ticks cost the event loop nothing."""
+
+    async def test() -> None:
+        desk = Desk(0.2, num_streams=2)
+        await desk.deliver(Delta([1]), Delta([1]))
+        for token in range(2, 10):
+            await desk.deliver(Delta([token]), Delta([token]))
+
+        assert desk.num_wakes == 1
+        assert [await desk.take(0), await desk.take(1)] == [[1], [1]]
+        assert [await desk.take(0), await desk.take(1)] == [list(range(2, 10))] * 2
+
+    run(test)
+
+
+def test_steps_longer_than_the_interval_leave_at_once() -> None:
+    """After a tick with nothing to send, the next step's news do not wait for another."""
+
+    async def test() -> None:
+        desk = Desk(0.02)
+        await desk.deliver(Delta([1]))
+        await desk.take()
+        for token in range(2, 5):
+            await asyncio.sleep(0.05)
+            await desk.deliver(Delta([token]))
+
+            assert await asyncio.wait_for(desk.take(), 0.01) == [token]
+
+    run(test)
+
+
+def test_end_of_one_stream_does_not_hurry_the_others() -> None:
+    """Of the news of one step only what is urgent leaves before the tick."""
+
+    async def test() -> None:
+        desk = Desk(60, num_streams=2)
+        await desk.deliver(Delta([1]), Delta([1]))
+        assert [await desk.take(0), await desk.take(1)] == [[1], [1]]
+        waiting = asyncio.create_task(desk.take(1))
+
+        await desk.deliver(Delta([2], finish_reason="stop"), Delta([2]))
+
+        assert await desk.take(0) == [2]
+        assert not waiting.done()
+        waiting.cancel()
+
+    run(test)
+
+
+def test_without_an_interval_every_step_is_sent() -> None:
+    """A minimum of 0 turns ticks off."""
+
+    async def test() -> None:
+        desk = Desk(0)
+        for token in range(5):
+            await desk.deliver(Delta([token]))
+
+            assert await desk.take() == [token]
+
+    run(test)
+
+
 def test_interval_grows_with_the_number_of_streams() -> None:
-    """Each stream gets fewer messages the more are open; a minimum of 0 turns intervals off."""
+    """Each stream gets fewer messages the more are open."""
 
     async def test() -> None:
         loop = asyncio.get_running_loop()
         channel = LoopChannel(loop, 0.015, 1000.0)
         alone = channel.interval()
         for number in range(60):
-            channel.open(Stream(REQUEST, channel), Mailbox(channel.interval, 100, never))
+            channel.open(Stream(REQUEST, channel), Mailbox(100, never))
             assert number >= 15 or channel.interval() == alone
 
         assert (alone, channel.interval()) == (0.015, 0.06)
-        assert LoopChannel(loop, 0.0, 1000.0).interval() == 0.0
 
     run(test)
 
@@ -81,14 +174,14 @@ def test_end_of_a_stream_does_not_wait_for_the_interval(end: Delta) -> None:
     """The last delta is due at once, also while the reader waits for the interval to pass."""
 
     async def test() -> None:
-        mailbox = Mailbox(lambda: 60, 100, never)
-        mailbox.put(Delta([1]))
-        await mailbox.take()
-        mailbox.put(Delta([7]))
-        reader = asyncio.create_task(mailbox.take())
+        desk = Desk(60)
+        await desk.deliver(Delta([1]))
+        await desk.take()
+        await desk.deliver(Delta([7]))
+        reader = asyncio.create_task(desk.mailboxes[0].take())
         await asyncio.sleep(0.01)
 
-        mailbox.put(end)
+        await desk.deliver(end)
 
         assert (await reader).is_last
 
@@ -109,7 +202,7 @@ def test_full_mailbox_calls_for_help_once(delta: Delta) -> None:
 
     async def test() -> None:
         calls: list[int] = []
-        mailbox = Mailbox(lambda: 0, 9, lambda: calls.append(1))
+        mailbox = Mailbox(9, lambda: calls.append(1))
         mailbox.put(delta)
         assert not mailbox.has_overflowed
 
@@ -117,6 +210,7 @@ def test_full_mailbox_calls_for_help_once(delta: Delta) -> None:
         mailbox.put(delta)
 
         assert (mailbox.has_overflowed, calls) == (True, [1])
+        mailbox.release()
         assert len((await mailbox.take()).items) == len(delta.items)
 
     run(test)
@@ -126,38 +220,26 @@ def test_reading_makes_room() -> None:
     """The limit holds for what waits, not for the stream as a whole."""
 
     async def test() -> None:
-        mailbox = Mailbox(lambda: 0, 9, never)
+        mailbox = Mailbox(9, never)
         for _ in range(10):
             mailbox.put(Delta([1] * 5))
+            mailbox.release()
             assert len((await mailbox.take()).items) == 5
 
     run(test)
 
 
 def test_one_delivery_wakes_the_loop_once() -> None:
-    """News of many streams, delivered from another thread, reach their mailboxes in one turn of the loop."""
+    """News of many streams reach their mailboxes in one turn of the loop; those of a closed one are dropped."""
 
     async def test() -> None:
-        loop = asyncio.get_running_loop()
-        channel = LoopChannel(loop, 0.01, 1000.0)
-        request = GenerationRequest(np.array([1]), GREEDY, max_tokens=1)
-        streams = [Stream(request, channel) for _ in range(3)]
-        mailboxes = [Mailbox(lambda: 0, 100, never) for _ in streams]
-        for stream, mailbox in zip(streams, mailboxes, strict=True):
-            channel.open(stream, mailbox)
-        channel.close(streams[2])
-        calls = []
-        call_soon_threadsafe = loop.call_soon_threadsafe
-        loop.call_soon_threadsafe = lambda *arguments: calls.append(call_soon_threadsafe(*arguments))
-        news = [(stream, Delta([number])) for number, stream in enumerate(streams)]
+        desk = Desk(0, num_streams=3)
+        desk.channel.close(desk.streams[2])
 
-        thread = threading.Thread(target=channel.deliver, args=(news,))
-        thread.start()
-        taken = [(await mailbox.take()).items for mailbox in mailboxes[:2]]
-        thread.join()
+        await desk.deliver(Delta([0]), Delta([1]), Delta([2]))
 
-        assert taken == [[0], [1]]
-        assert len(calls) == 1
+        assert [await desk.take(0), await desk.take(1)] == [[0], [1]]
+        assert desk.num_wakes == 1
 
     run(test)
 
