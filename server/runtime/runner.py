@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from server.runtime.bound_run import BoundRun
 from server.runtime.device_memory import DeviceMemory
-from server.runtime.memory import HOST, Memory, bind
+from server.runtime.memory import HOST, Memory, bind, host_view
 from server.runtime.one_shot import bucket_of, pad_rows
 from server.runtime.onnx import onnxruntime
 from server.runtime.sampler_table import SamplerTable
