@@ -32,6 +32,7 @@ from server.runtime.onnx import onnxruntime
 from server.runtime.runner import Runner
 from server.runtime.sampler_table import SamplerTable
 from server.runtime.sessions import create_session
+from statewise.model_spec import CategoricalHead
 from statewise.sampling import GREEDY, SamplingParams
 
 POSITIONS = 100
@@ -165,7 +166,7 @@ def _sampler(
 ) -> Callable[[], object]:
     rng = np.random.default_rng(1)
     rows = len(logits)
-    table = SamplerTable(rows)
+    table = SamplerTable(rows, CategoricalHead(vocabulary_size=logits.shape[1]))
     for row in range(rows):
         each = params[row % len(params)]
         table.set(row, each)

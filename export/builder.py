@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+
+_DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
 
 Branch = Callable[["GraphBuilder"], Sequence[str]]
 
@@ -55,6 +57,11 @@ class GraphBuilder:
         # A branch's output must be made inside it, even where it is a value of the outer graph.
         outputs = [inner.Identity(value) for value in branch(inner)]
         return helper.make_graph(inner.nodes, "branch", [], [untyped(name) for name in outputs])
+
+
+def tensor_info(name: str, dtype: str, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
+    """A value of that type and shape; dtype as in `statewise.model_spec.DType`."""
+    return helper.make_tensor_value_info(name, _DTYPES[dtype], shape)
 
 
 def untyped(name: str) -> onnx.ValueInfoProto:

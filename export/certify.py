@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export import drawn_vectors
 from export.certify_sequences import certify_sequences, certify_without_steps
 from export.divergence import measure_divergence
 from export.driver import RuntimeDecoder
-from export.inputs import DATA_SEED, Scale, held_out_rows, random_items
+from export.inputs import DATA_SEED, Prompts, Scale, held_out_rows, random_items, random_sources
 from export.invariance import MIXED_CHUNK, agrees_in_batch, is_batch_invariant
 from export.near_ties import is_near_tie
 from export.self_reference import SelfReference
@@ -24,7 +25,8 @@ from export.tolerances import against_itself, against_pytorch, agree
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
 from statewise.certificate import Case, Certificate, Limits, OutputAgreement, TokenAgreement, Tolerances
-from statewise.model_spec import ModelSpec, TokenInput
+from statewise.mixture import in_other_units
+from statewise.model_spec import MixtureHead, ModelSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
 from training.decoding import ReferenceDecoder
 
@@ -36,6 +38,8 @@ PROMPT_LENGTHS = (1, 2, 7, 63, 64, 65, 130)
 """One item, two, an odd number, around a prefill chunk, and more than two of them."""
 MAX_NEAR_LIMIT = 2047
 """A model of more positions is not filled: it would take too long, and show nothing new."""
+SOURCE_LENGTHS = (33, 16, 17, 15, MAX_NEAR_LIMIT, 7, 1)
+"""One for each prompt: one item, odd numbers, both sides of a bucket's end, and as many as the model reads."""
 BATCH_SIZES = (1, 2, 7, 16)
 CHUNKS = (None, 1, 16, 64)
 NUM_GENERATED = 200
@@ -59,9 +63,14 @@ PENALIZED = (
 """Apart from the others: penalties need each token before the next, so that one run makes one."""
 
 
+_SAMPLED = {"categorical": SAMPLED, "mixture": drawn_vectors.SAMPLED, "value": (GREEDY,)}
+
+
 @dataclass
 class _Findings:
     tolerances: Tolerances
+    units: NDArray[np.float64]
+    """What errors of each number of an output are measured in."""
     cases: list[Case] = field(default_factory=list)
     max_absolute_error: float = 0.0
     max_relative_error: float = 0.0
@@ -70,10 +79,11 @@ class _Findings:
     chunk_invariant: bool = True
     greedy: TokenAgreement | None = None
     sampled: TokenAgreement | None = None
+    vectors: TokenAgreement | None = None
 
     @property
     def passed(self) -> bool:
-        tokens = [agreement for agreement in (self.greedy, self.sampled) if agreement is not None]
+        tokens = [agreement for agreement in (self.greedy, self.sampled, self.vectors) if agreement is not None]
         return (
             all(case.passed for case in self.cases)
             and self.batch_invariant
@@ -111,7 +121,8 @@ def certify(
         itself, divergence = None, None
     else:
         itself = SelfReference(decoder)
-        outputs = np.concatenate(itself.outputs(_prompts(spec, scale)))
+        prompts = _prompts(spec, scale)
+        outputs = np.concatenate(itself.outputs(prompts.items, prompts.sources)) / _units(spec, scale)
         found = _compare(decoder, itself, against_itself(outputs), scale, progress)
         progress("divergence from float32")
         rows = held_out_rows(held_out, reference, scale, bundle.manifest.special_tokens.start)
@@ -131,6 +142,7 @@ def certify(
         ),
         greedy_tokens=found.greedy,
         sampled_tokens=found.sampled,
+        sampled_vectors=found.vectors,
         batch_invariant=found.batch_invariant,
         chunk_invariant=found.chunk_invariant,
         sequences=tuple(graph.agreement() for graph in sequences),
@@ -147,21 +159,21 @@ def _compare(
     spec = reference.spec
     limit = spec.max_positions or max(PROMPT_LENGTHS) + NUM_GENERATED
     prompts = _prompts(spec, scale)
-    found = _Findings(tolerances)
+    found = _Findings(tolerances, _units(spec, scale))
     progress("outputs at every position")
     _compare_outputs(decoder, reference, prompts, found)
     if spec.max_positions is not None:
-        (prompt,) = random_items(spec, (min(spec.max_positions - 1, MAX_NEAR_LIMIT),), scale)
-        _compare_near_limit(decoder, reference, prompt, found)
+        longest = random_items(spec, (min(spec.max_positions - 1, MAX_NEAR_LIMIT),), scale)
+        _compare_near_limit(decoder, reference, Prompts(longest, random_sources(spec, (MAX_NEAR_LIMIT,))), found)
     if decoder.runner.can_mix:
         _compare_mixed(decoder, reference, prompts, found)
     progress("batch invariance")
     if tolerances.batch == "within":
         found.batch_invariant = agrees_in_batch(decoder, prompts, tolerances)
     else:
-        sampled = isinstance(spec.input, TokenInput)
-        params = [SAMPLED[row % len(SAMPLED)] if sampled else GREEDY for row in range(len(prompts))]
-        num_items = min(24, limit - max(map(len, prompts)))
+        settings = _SAMPLED[spec.head.kind]
+        params = [settings[row % len(settings)] for row in range(len(prompts))]
+        num_items = min(24, limit - max(map(len, prompts.items)))
         found.batch_invariant = is_batch_invariant(decoder, prompts, params, num_items, STEPS_PER_RUN)
     if isinstance(spec.input, TokenInput):
         progress("greedy tokens")
@@ -170,7 +182,16 @@ def _compare(
         progress("sampled tokens")
         found.sampled = _add(
             _compare_tokens(decoder, reference, prompts, SAMPLED, limit, STEPS_PER_RUN, tolerances),
-            _compare_tokens(decoder, reference, prompts[-3:], PENALIZED, limit, (1,), tolerances),
+            _compare_tokens(
+                decoder, reference, prompts.take(range(len(prompts))[-3:]), PENALIZED, limit, (1,), tolerances
+            ),
+        )
+    elif isinstance(spec.head, MixtureHead):
+        progress("sampled vectors")
+        count = min(drawn_vectors.NUM_DRAWN, limit - max(map(len, prompts.items)))
+        deviation = np.broadcast_to(np.asarray(scale.deviation, np.float64), spec.head.features)
+        found.vectors = drawn_vectors.compare_drawn(
+            decoder, reference, prompts, count, STEPS_PER_RUN, tolerances, deviation
         )
     else:
         progress("values fed back")
@@ -178,51 +199,61 @@ def _compare(
     return found
 
 
-def _prompts(spec: ModelSpec, scale: Scale) -> list[Array]:
+def _units(spec: ModelSpec, scale: Scale) -> NDArray[np.float64]:
+    """What each number of an output is divided by before it is compared: deviations, so that 1 is much of anything."""
+    if isinstance(spec.input, TokenInput):
+        return np.ones(1)
+    return in_other_units(spec.head, 0.0, scale.deviation)[0]
+
+
+def _prompts(spec: ModelSpec, scale: Scale) -> Prompts:
     # Half of a bounded model's positions are left for what is generated.
     longest = (spec.max_positions or 2 * max(PROMPT_LENGTHS)) // 2
-    return random_items(spec, sorted({min(length, longest) for length in PROMPT_LENGTHS}), scale)
+    lengths = [min(length, longest) for length in PROMPT_LENGTHS]
+    if spec.source is None:
+        return Prompts(random_items(spec, sorted(set(lengths)), scale))
+    return Prompts(random_items(spec, lengths, scale), random_sources(spec, SOURCE_LENGTHS))
 
 
-def _batches(prompts: list[Array]) -> Iterator[list[Array]]:
-    """Ragged batches of every size, each with the longest prompt; and every prompt alone."""
-    yield from ([prompt] for prompt in prompts)
+def _batches(num_prompts: int) -> Iterator[list[int]]:
+    """Ragged batches of every size, each with the longest prompt; and every prompt alone. By their numbers."""
+    yield from ([prompt] for prompt in range(num_prompts))
     for size in BATCH_SIZES[1:]:
-        yield [prompts[-1 - index % len(prompts)] for index in range(size)]
+        yield [num_prompts - 1 - index % num_prompts for index in range(size)]
 
 
-def _compare_outputs(decoder: RuntimeDecoder, reference: Reference, prompts: list[Array], found: _Findings) -> None:
-    expected = {len(row): row for row in reference.outputs(prompts)}
-    for batch in _batches(prompts):
+def _compare_outputs(decoder: RuntimeDecoder, reference: Reference, prompts: Prompts, found: _Findings) -> None:
+    expected = reference.outputs(prompts.items, prompts.sources)
+    for rows in _batches(len(prompts)):
         for chunk in CHUNKS:
-            _compare_batch(decoder, batch, chunk, expected, found)
+            _compare_batch(decoder, prompts.take(rows), chunk, [expected[row] for row in rows], found)
 
 
-def _compare_near_limit(decoder: RuntimeDecoder, reference: Reference, prompt: Array, found: _Findings) -> None:
-    """A prompt that all but fills a bounded state, whole and in chunks."""
-    expected = {len(prompt): reference.outputs([prompt])[0]}
+def _compare_near_limit(decoder: RuntimeDecoder, reference: Reference, prompts: Prompts, found: _Findings) -> None:
+    """A prompt that all but fills a bounded state, whole and in chunks, behind the longest source."""
+    expected = reference.outputs(prompts.items, prompts.sources)
     for chunk in (None, 64):
-        _compare_batch(decoder, [prompt], chunk, expected, found)
+        _compare_batch(decoder, prompts, chunk, expected, found)
 
 
 def _compare_batch(
-    decoder: RuntimeDecoder, batch: list[Array], chunk: int | None, expected: dict[int, Array], found: _Findings
+    decoder: RuntimeDecoder, batch: Prompts, chunk: int | None, expected: Sequence[Array], found: _Findings
 ) -> None:
-    """Compare the outputs that a batch gives with those expected of each length."""
-    outputs = decoder.prefill(batch, [GREEDY] * len(batch), chunk).outputs
-    passed = _record(found, _pairs(outputs, [expected[len(prompt)] for prompt in batch]), batch, chunk)
+    """Compare the outputs that a batch gives with those expected of each row."""
+    outputs = decoder.prefill(batch.items, [GREEDY] * len(batch), chunk, batch.sources).outputs
+    passed = _record(found, _pairs(outputs, expected), batch, chunk)
     if chunk is not None:
         found.chunk_invariant &= passed
 
 
-def _compare_mixed(decoder: RuntimeDecoder, reference: Reference, prompts: list[Array], found: _Findings) -> None:
+def _compare_mixed(decoder: RuntimeDecoder, reference: Reference, prompts: Prompts, found: _Findings) -> None:
     """Rows that decode while a prompt is read, and that prompt; the reference reads the items that those rows chose."""
-    prompts = prompts * 2 if len(prompts) == 1 else prompts
-    items, _, outputs = decoder.generate_beside(prompts, [GREEDY] * len(prompts), MIXED_CHUNK)
-    read = [np.concatenate([prompt, own[:-1]]) for prompt, own in zip(prompts, items, strict=True)]
+    prompts = prompts.take([0, 0]) if len(prompts) == 1 else prompts
+    items, _, outputs = decoder.generate_beside(prompts.items, [GREEDY] * len(prompts), MIXED_CHUNK, prompts.sources)
+    read = [np.concatenate([prompt, own[:-1]]) for prompt, own in zip(prompts.items, items, strict=True)]
     if isinstance(reference.spec.input, TokenInput):
         read = [row.clip(0) for row in read]  # -1 stands for outputs that are not finite, and an embedding has no -1
-    _record(found, _pairs(outputs, reference.outputs(read)), prompts, MIXED_CHUNK, mixed=True)
+    _record(found, _pairs(outputs, reference.outputs(read, prompts.sources)), prompts, MIXED_CHUNK, mixed=True)
 
 
 def _pairs(outputs: Sequence[dict[int, Array]], expected: Sequence[Array]) -> list[tuple[Array, Array]]:
@@ -232,11 +263,11 @@ def _pairs(outputs: Sequence[dict[int, Array]], expected: Sequence[Array]) -> li
 
 
 def _record(
-    found: _Findings, pairs: list[tuple[Array, Array]], batch: list[Array], chunk: int | None, *, mixed: bool = False
+    found: _Findings, pairs: list[tuple[Array, Array]], batch: Prompts, chunk: int | None, *, mixed: bool = False
 ) -> bool:
     """Compare pairs of actual and expected outputs, and add them as a case; returns whether it passed."""
-    actual = np.concatenate([np.atleast_2d(a) for a, _ in pairs])
-    expected = np.concatenate([np.atleast_2d(e) for _, e in pairs])
+    actual = np.concatenate([np.atleast_2d(a) for a, _ in pairs]) / found.units
+    expected = np.concatenate([np.atleast_2d(e) for _, e in pairs]) / found.units
     error = np.abs(actual.astype(np.float64) - expected)
     passed = agree(actual, expected, found.tolerances)
     relative = error / np.maximum(np.abs(expected), 1.0)
@@ -246,7 +277,8 @@ def _record(
     found.positions += len(actual)
     found.cases.append(
         Case(
-            prompt_length=max(map(len, batch)),
+            prompt_length=max(map(len, batch.items)),
+            source_length=max(map(len, batch.sources)) if batch.sources else None,
             batch_size=len(batch),
             chunk=chunk,
             mixed=mixed,
@@ -260,17 +292,17 @@ def _record(
 def _compare_tokens(
     decoder: RuntimeDecoder,
     reference: Reference,
-    prompts: list[Array],
+    prompts: Prompts,
     params: list[SamplingParams] | tuple[SamplingParams, ...],
     limit: int,
     steps_per_run: tuple[int, ...],
     tolerances: Tolerances,
 ) -> TokenAgreement:
-    prompts = [prompts[row % len(prompts)] for row in range(len(params))]
+    prompts = prompts.take(row % len(prompts) for row in range(len(params)))
     params = [_within_vocabulary(p, reference.spec) for p in params]
-    count = min(NUM_GENERATED, limit - max(map(len, prompts)))
-    actual, _ = decoder.generate(prompts, params, count, chunk=64, steps_per_run=steps_per_run)
-    expected, logits = reference.generate(prompts, params, count)
+    count = min(NUM_GENERATED, limit - max(map(len, prompts.items)))
+    actual, _ = decoder.generate(prompts.items, params, count, prompts.sources, chunk=64, steps_per_run=steps_per_run)
+    expected, logits = reference.generate(prompts.items, params, count, prompts.sources)
     agreement = TokenAgreement(compared=0, equal=0)
     for row, p in enumerate(params):
         differing = np.flatnonzero(actual[row] != expected[row])
@@ -280,7 +312,7 @@ def _compare_tokens(
         # From the first difference on the rows read different items, so nothing after it can be compared.
         at = int(differing[0])
         near_tie = tolerances.near_tie + tolerances.of_largest * float(np.abs(logits[row][at]).max())
-        tie = is_near_tie(logits[row][at], p, prompts[row], expected[row][:at], int(actual[row][at]), near_tie)
+        tie = is_near_tie(logits[row][at], p, prompts.items[row], expected[row][:at], int(actual[row][at]), near_tie)
         agreement = _add(agreement, TokenAgreement(compared=at + 1, equal=at, near_ties=int(tie)))
     return agreement
 
@@ -291,10 +323,10 @@ def _within_vocabulary(params: SamplingParams, spec: ModelSpec) -> SamplingParam
     return replace(params, logit_bias={token: bias for token, bias in params.logit_bias.items() if token < size})
 
 
-def _compare_fed_back(decoder: RuntimeDecoder, reference: Reference, prompts: list[Array], found: _Findings) -> None:
-    params = [GREEDY] * len(prompts)
-    actual, _ = decoder.generate(prompts, params, NUM_REAL_GENERATED, chunk=16, steps_per_run=STEPS_PER_RUN)
-    expected, _ = reference.generate(prompts, params, NUM_REAL_GENERATED)
+def _compare_fed_back(decoder: RuntimeDecoder, reference: Reference, prompts: Prompts, found: _Findings) -> None:
+    params, count = [GREEDY] * len(prompts), NUM_REAL_GENERATED
+    actual, _ = decoder.generate(prompts.items, params, count, prompts.sources, chunk=16, steps_per_run=STEPS_PER_RUN)
+    expected, _ = reference.generate(prompts.items, params, count, prompts.sources)
     _record(found, list(zip(actual, expected, strict=True)), prompts, 16)
 
 

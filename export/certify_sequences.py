@@ -115,7 +115,7 @@ def certify_sequences(
         expected = [[expect(row) for row in rows] for rows in batches]
         tolerances = against_pytorch(spec, variant) if is_exact else against_itself(_numbers(expected))
         if graph == "score" and is_exact:
-            tolerances = for_scores(tolerances, predictor.outputs(batches[-1][-1]))
+            tolerances = for_scores(tolerances, spec.head, predictor.outputs(batches[-1][-1]), batches[-1][-1])
         found = _compare(graph, runner, spec, batches, expected, tolerances)
         if graph == "predict" and not is_exact:
             found.divergence = measure_answers(runner, predictor, sequences_like(held_out, spec, scale))

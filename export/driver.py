@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from server.runtime.adjustment import LogitAdjuster
 from server.runtime.runner import Runner, StepResult
-from statewise.model_spec import TokenInput
-from statewise.sampling import SamplingParams, Uniforms
+from statewise.model_spec import TokenInput, ValueHead
+from statewise.sampling import SamplingParams
 
 Array = NDArray[Any]
 
@@ -34,15 +34,22 @@ class RuntimeDecoder:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self._reads_tokens = isinstance(runner.spec.input, TokenInput)
+        self._has_probabilities = not isinstance(runner.spec.head, ValueHead)
 
     def prefill(
-        self, prompts: Sequence[Array], params: Sequence[SamplingParams], chunk: int | None = None
+        self,
+        prompts: Sequence[Array],
+        params: Sequence[SamplingParams],
+        chunk: int | None = None,
+        sources: Sequence[Array] | None = None,
     ) -> Prefilled:
-        """Feed every prompt, in chunks of `chunk` items or whole; row i of the pool takes prompt i."""
+        """Feed every prompt, in chunks of `chunk` items or whole; row i of the pool takes prompt i, and source i."""
         rows = slice(0, len(prompts))
         for row, p in enumerate(params):
             self._start(row, prompts[row], p)
-        uniforms = np.array([Uniforms(p.seed or 0).take(0, 1) for p in params])
+        if sources is not None:
+            self.runner.encode(rows, sources)
+        noise = self.runner.sampler.noise(rows, [0] * len(prompts), 1)
         outputs: list[dict[int, NDArray[np.float32]]] = [{} for _ in prompts]
         first: list[StepResult | None] = [None] * len(prompts)
         lengths = np.array([len(prompt) for prompt in prompts])
@@ -51,7 +58,7 @@ class RuntimeDecoder:
             width = min(chunk or longest, longest - start)
             here = np.clip(lengths - start, 0, width)
             items = np.stack([_window(prompt, start, width) for prompt in prompts])
-            result = self.runner.step(rows, items, here, uniforms, num_rows=len(prompts), with_outputs=True)
+            result = self.runner.step(rows, items, here, noise, num_rows=len(prompts), with_outputs=True)
             assert result.outputs is not None
             for row in np.flatnonzero(here).tolist():
                 outputs[row][start + here[row] - 1] = result.outputs[row]
@@ -64,15 +71,16 @@ class RuntimeDecoder:
         prompts: Sequence[Array],
         params: Sequence[SamplingParams],
         num_items: int,
+        sources: Sequence[Array] | None = None,
         *,
         chunk: int | None = None,
         steps_per_run: Sequence[int] = (1,),
     ) -> tuple[list[Array], list[NDArray[np.float32]]]:
         """Continue every prompt by `num_items`; `steps_per_run` is gone through again and again.
 
-        Returns each row's items and log-probabilities (`[num_items]`; empty for real vectors).
+        Returns each row's items and log-probabilities (`[num_items]`; empty for values).
         """
-        prefilled = self.prefill(prompts, params, chunk)
+        prefilled = self.prefill(prompts, params, chunk, sources)
         items = [[result.items[0, row]] for row, result in enumerate(prefilled.first)]
         log_probabilities = [self._log_probabilities(r, row) for row, r in enumerate(prefilled.first)]
         adjusters = [self._adjuster(p, prompt) for p, prompt in zip(params, prompts, strict=True)]
@@ -81,9 +89,9 @@ class RuntimeDecoder:
         for position, steps in _runs(num_items, steps_per_run if self.runner.can_decode_many else (1,)):
             for row, adjuster in enumerate(adjusters):
                 self.runner.sampler.adjustments[row] = adjuster.adjustment()
-            uniforms = np.stack([Uniforms(p.seed or 0).take(position, steps) for p in params])
+            noise = self.runner.sampler.noise(slice(0, len(prompts)), [position] * len(prompts), steps)
             last = np.stack([row[-1:] for row in items])
-            result = self.runner.decode(len(prompts), last, uniforms, num_rows=len(prompts))
+            result = self.runner.decode(len(prompts), last, noise, num_rows=len(prompts))
             for row, adjuster in enumerate(adjusters):
                 items[row] += list(result.items[:, row])
                 log_probabilities[row] += self._log_probabilities(result, row)
@@ -91,7 +99,11 @@ class RuntimeDecoder:
         return [np.stack(row) for row in items], [np.array(row, np.float32) for row in log_probabilities]
 
     def generate_beside(
-        self, prompts: Sequence[Array], params: Sequence[SamplingParams], chunk: int
+        self,
+        prompts: Sequence[Array],
+        params: Sequence[SamplingParams],
+        chunk: int,
+        sources: Sequence[Array] | None = None,
     ) -> tuple[list[Array], list[NDArray[np.float32]], list[dict[int, NDArray[np.float32]]]]:
         """Prefill all prompts but the last one, and decode them while the last one is read, one item to a chunk of it.
 
@@ -99,19 +111,18 @@ class RuntimeDecoder:
         outputs of the runs that did both, by position.
         """
         last = len(prompts) - 1
-        prefilled = self.prefill(prompts[:last], params[:last], chunk)
+        prefilled = self.prefill(prompts[:last], params[:last], chunk, sources and sources[:last])
         items = [[result.items[0, row]] for row, result in enumerate(prefilled.first)]
         log_probabilities = [self._log_probabilities(r, row) for row, r in enumerate(prefilled.first)]
         outputs: list[dict[int, NDArray[np.float32]]] = [{} for _ in prompts]
         self._start(last, prompts[last], params[last])
+        if sources is not None:
+            self.runner.encode(slice(last, last + 1), sources[last:])
         for position, start in enumerate(range(0, len(prompts[last]), chunk), start=1):
-            uniforms = [Uniforms(p.seed or 0).take(position, 1) for p in params[:last]]
-            uniforms.append(Uniforms(params[last].seed or 0).take(0, 1))
+            noise = self.runner.sampler.noise(slice(0, last + 1), [position] * last + [0], 1)
             latest = np.stack([row[-1:] for row in items])
             piece = prompts[last][None, start : start + chunk]
-            result = self.runner.mixed(
-                last, latest, piece, np.stack(uniforms), num_rows=len(prompts), with_outputs=True
-            )
+            result = self.runner.mixed(last, latest, piece, noise, num_rows=len(prompts), with_outputs=True)
             assert result.outputs is not None
             outputs[last][start + piece.shape[1] - 1] = result.outputs[last]
             for row in range(last):
@@ -124,7 +135,7 @@ class RuntimeDecoder:
 
     def _start(self, row: int, prompt: Array, params: SamplingParams) -> None:
         self.runner.pool.clear_row(row)
-        self.runner.sampler.set(row, params, 0 if self._reads_tokens else -1)
+        self.runner.sampler.set(row, params, 0 if self._has_probabilities else -1)
         self.runner.sampler.adjustments[row] = self._adjuster(params, prompt).adjustment()
 
     def _adjuster(self, params: SamplingParams, prompt: Array) -> LogitAdjuster:

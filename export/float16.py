@@ -30,7 +30,7 @@ _WIDE = frozenset(
 def to_float16(traced: TracedStep) -> TracedStep:
     """Weights, state and products in float16; norms, and what lies before the first and behind the last product, not.
 
-    `items` (where they are real vectors) and `output` stay float32: raw units may lie outside float16's range.
+    What is read (where it is real vectors) and `output` stay float32: raw units may lie outside float16's range.
     Raises ConfigError for control flow inside the step, and for a weight too large for float16.
     """
     for node in traced.nodes:
@@ -45,7 +45,7 @@ class _Lowering:
     def __init__(self, traced: TracedStep) -> None:
         self.traced = traced
         self.reals = traced.reals | {name for name, array in traced.weights.items() if array.dtype == np.float32}
-        self.wide = {name for name in traced.reals if name.rpartition(".")[2] == "items"}
+        self.wide = {"items", "chunk.items", "source"} & traced.reals
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, NDArray[Any]] = {}
         self.casts: set[str] = set()
@@ -137,6 +137,9 @@ def _narrow(array: NDArray[Any], name: str) -> NDArray[np.float16]:
 
 
 def _narrow_attributes(node: onnx.NodeProto) -> None:
+    if node.op_type == "ConstantOfShape" and not node.attribute:
+        zero = numpy_helper.from_array(np.zeros(1, np.float32))
+        node.attribute.append(helper.make_attribute("value", zero))  # what it gives by default
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16

@@ -1,93 +1,109 @@
 """The graphs of a bundle.
 
 `step`: any number of new items per row; `decode`: K single-item steps in a Loop; `mixed`: one item of each of the
-first rows and a chunk of the row behind them; `predict` and `score`: whole sequences.
+first rows and a chunk of the row behind them; `encode`: a source to the state that a row begins from; `predict` and
+`score`: whole sequences. Memories go into a step and do not come out of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from export.builder import GraphBuilder, renamed_nodes, untyped
-from export.sampler import INPUTS, Sampled, add_sampler
+from export.builder import GraphBuilder, renamed_nodes, tensor_info, untyped
+from export.choice import Choice, choice_of
 from export.score import add_log_probabilities
 from export.trace import OPSET, TracedStep
-from statewise.model_spec import LabelsHead, ModelSpec, TokenInput
+from statewise.model_spec import InputSpec, LabelsHead, ModelSpec, StateSpec, TokenInput
 
 IR_VERSION = 10
 
 _NEWER_OPERATORS = {"Attention": 24, "TensorScatter": 24}
 """Operators that a step may hold although OPSET has none of the name, with the opset that they need."""
 
-_DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
-
 
 def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """Inputs `items`, `lengths`, `state.*` and the sampler's; outputs `next_items` `[row]`, `output`, `new_state.*`."""
-    op = GraphBuilder()
-    results = _add_choice(op, traced, spec)
-    inputs = [_items_info(spec, "time"), _info("lengths", "int64", ["row"]), *_state_infos(spec), *_sampler_infos(spec)]
+    op, choice = GraphBuilder(), choice_of(spec)
+    results = _add_choice(op, choice, traced)
+    inputs = [
+        _items_info(spec.input, "time"),
+        tensor_info("lengths", "int64", ["row"]),
+        *_state_infos(spec),
+        *choice.inputs("row"),
+    ]
     outputs = [
-        *_result_infos(spec, ["row"], results),
-        _info(traced.output, "float32", ["row", _item_size(spec)]),
-        *(_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.state),
+        *choice.infos(results, ["row"]),
+        tensor_info(traced.output, "float32", ["row", spec.head.output_size]),
+        *(tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state),
     ]
     graph = helper.make_graph([*traced.nodes, *op.nodes], "step", inputs, outputs)
-    return _rename(graph, dict(zip(results, _result_names(spec), strict=True)))
+    return _rename(graph, dict(zip(results, choice.results, strict=True)))
 
 
 def mixed_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """`items` `[row, 1]`, one of each of some rows, and `chunk.items` `[1, time]` of one more: `[row + 1]` results."""
-    op = GraphBuilder()
-    results = _add_choice(op, traced, spec)
-    chunk_items = _renamed(_items_info(spec, "time"), "chunk.items")
+    op, choice = GraphBuilder(), choice_of(spec)
+    results = _add_choice(op, choice, traced)
+    chunk_items = _renamed(_items_info(spec.input, "time"), "chunk.items")
     chunk_items.type.tensor_type.shape.dim[0].dim_value = 1
-    inputs = [_items_info(spec, 1), *_state_infos(spec), chunk_items, *_chunk_state_infos(spec, "chunk.state")]
-    inputs += _sampler_infos(spec, "every")
+    inputs = [
+        _items_info(spec.input, 1),
+        *_state_infos(spec),
+        chunk_items,
+        *_chunk_state_infos(spec.sized_state, "chunk.state"),
+    ]
+    inputs += choice.inputs("every")
     outputs = [
-        *_result_infos(spec, ["every"], results),
-        _info(traced.output, "float32", ["every", _item_size(spec)]),
-        *(_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.state),
-        *_chunk_state_infos(spec, "chunk.new_state"),
+        *choice.infos(results, ["every"]),
+        tensor_info(traced.output, "float32", ["every", spec.head.output_size]),
+        *(tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state),
+        *_chunk_state_infos(spec.written_state, "chunk.new_state"),
     ]
     graph = helper.make_graph([*traced.nodes, *op.nodes], "mixed", inputs, outputs)
-    return _rename(graph, dict(zip(results, _result_names(spec), strict=True)))
+    return _rename(graph, dict(zip(results, choice.results, strict=True)))
 
 
-def _add_choice(op: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> list[str]:
-    """What a run of one step gives each row: the sampler's results, or the output itself."""
-    chosen: tuple[str, ...] = (traced.output,)
-    if isinstance(spec.input, TokenInput):
-        uniform = op.Squeeze("sampling.uniforms", op.constant([1]))
-        chosen = add_sampler(op, traced.output, uniform, spec.input.vocabulary_size)
-    return [op.Identity(value) for value in chosen]
+def encode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """Inputs `source` `[row, time]` or `[row, time, features]` and `source_lengths`; outputs all state but caches."""
+    assert spec.source is not None
+    lengths = tensor_info("source_lengths", "int64", ["row"])
+    inputs = [_renamed(_items_info(spec.source, "time"), "source"), lengths]
+    made = [s for s in spec.sized_state if s.kind != "cache"]
+    outputs = [tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in made]
+    return helper.make_graph(list(traced.nodes), "encode", inputs, outputs)
+
+
+def _add_choice(op: GraphBuilder, choice: Choice, traced: TracedStep) -> list[str]:
+    """What a run of one step gives each row."""
+    noise = op.Squeeze(choice.noise, op.constant([1])) if choice.noise else ""
+    return [op.Identity(value) for value in choice.add(op, traced.output, noise)]
 
 
 def decode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """K = `steps` runs of the step, each fed with the item before; results are `[K, row]`, the state the last one's."""
-    op = GraphBuilder("d")
-    body = _loop_body(op, traced, spec)
-    carried = ["items", *(f"state.{s.name}" for s in spec.state)]
-    results = _result_names(spec)
-    outputs = op.node("Loop", ["steps", "", *carried], len(carried) + len(results), body=body)
-    new_state = {outputs[1 + index]: f"new_state.{s.name}" for index, s in enumerate(spec.state)}
-    gathered = dict(zip(outputs[len(carried) :], results, strict=True))
-    inputs = [_items_info(spec, 1), _info("steps", "int64", []), *_state_infos(spec), *_sampler_infos(spec)]
+    op, choice = GraphBuilder("d"), choice_of(spec)
+    body = _loop_body(op, choice, traced, spec)
+    carried = ["items", *(f"state.{s.name}" for s in spec.written_state)]
+    outputs = op.node("Loop", ["steps", "", *carried], len(carried) + len(choice.results), body=body)
+    new_state = {outputs[1 + index]: f"new_state.{s.name}" for index, s in enumerate(spec.written_state)}
+    gathered = dict(zip(outputs[len(carried) :], choice.results, strict=True))
+    inputs = [_items_info(spec.input, 1), tensor_info("steps", "int64", []), *_state_infos(spec), *choice.inputs("row")]
     output_infos = [
-        *_result_infos(spec, ["step", "row"], list(gathered)),
-        *(_info(name, s.dtype, list(s.shape)) for name, s in zip(new_state, spec.state, strict=True)),
+        *choice.infos(list(gathered), ["step", "row"]),
+        *(tensor_info(name, s.dtype, list(s.shape)) for name, s in zip(new_state, spec.written_state, strict=True)),
     ]
     graph = helper.make_graph(op.nodes, "decode", inputs, output_infos)
     return _rename(graph, gathered | new_state)
 
 
-def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+def _loop_body(outer: GraphBuilder, choice: Choice, traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     op = outer.subgraph()
-    state_names = [s.name for s in spec.state]
+    # Memories are read where they lie, outside the loop.
+    state_names = [s.name for s in spec.written_state]
     inside = {"items": "body.items"} | {f"state.{name}": f"body.state.{name}" for name in state_names}
     inside |= {f"new_state.{name}": f"body.new_state.{name}" for name in state_names}
     lengths = op.ConstantOfShape(
@@ -96,20 +112,17 @@ def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec) -> onnx
     )
     nodes = [*op.nodes, *renamed_nodes(traced.nodes, inside | {"lengths": lengths})]
     op.nodes = []
-    results: tuple[str, ...] = (traced.output,)
-    if isinstance(spec.input, TokenInput):
-        uniform = op.Gather("sampling.uniforms", "body.index", axis=1)
-        sampled: Sampled = add_sampler(op, traced.output, uniform, spec.input.vocabulary_size)
-        # A row that is not finite goes on with token 0: the embedding must not be asked for token -1.
-        results, next_item = sampled, op.Max(sampled.token, op.constant(0))
-    else:
-        next_item = traced.output
-    items = op.Unsqueeze(next_item, op.constant([1]))
+    noise = op.Gather(choice.noise, "body.index", axis=1) if choice.noise else ""
+    results = choice.add(op, traced.output, noise)
+    items = op.Unsqueeze(choice.fed_back(op, results[0]), op.constant([1]))
     go_on = op.Identity("body.condition")
     gathered = [op.Identity(value) for value in results]
-    inputs = [_info("body.index", "int64", []), helper.make_tensor_value_info("body.condition", TensorProto.BOOL, [])]
-    inputs += [_renamed(_items_info(spec, 1), "body.items")]
-    inputs += [_renamed(info, f"body.{info.name}") for info in _state_infos(spec)]
+    inputs = [
+        tensor_info("body.index", "int64", []),
+        helper.make_tensor_value_info("body.condition", TensorProto.BOOL, []),
+    ]
+    inputs += [_renamed(_items_info(spec.input, 1), "body.items")]
+    inputs += [tensor_info(f"body.state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state]
     outputs = [go_on, items, *(f"body.new_state.{name}" for name in state_names), *gathered]
     return helper.make_graph([*nodes, *op.nodes], "body", inputs, [untyped(name) for name in outputs])
 
@@ -123,7 +136,7 @@ def predict_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     assert says is not None
     is_per_item = isinstance(says, LabelsHead) and says.per == "item"
     shape = ("row", "time", says.output_size) if is_per_item else ("row", says.output_size)
-    outputs = [_info(traced.output, "float32", shape)]
+    outputs = [tensor_info(traced.output, "float32", shape)]
     return helper.make_graph(traced.nodes, "predict", _whole_infos(spec), outputs)
 
 
@@ -133,7 +146,7 @@ def score_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     ends = op.constant([np.iinfo(np.int64).max])
     items = op.Slice("items", op.constant([1]), ends, op.constant([1]))
     result = add_log_probabilities(op, traced.output, items, spec.head)
-    outputs = [_info(result, "float32", ["row", "previous"])]
+    outputs = [tensor_info(result, "float32", ["row", "previous"])]
     graph = helper.make_graph([*traced.nodes, *op.nodes], "score", _whole_infos(spec), outputs)
     return _rename(graph, {result: "log_probabilities"})
 
@@ -163,62 +176,22 @@ def _add_weights(graph: onnx.GraphProto, weights: Sequence[TensorProto], outer: 
                 _add_weights(attribute.g, weights, seen)
 
 
-def _result_names(spec: ModelSpec) -> list[str]:
-    if isinstance(spec.input, TokenInput):
-        return ["next_items", "log_probability", "top_tokens", "top_log_probabilities"]
-    return ["next_items"]
-
-
-def _result_infos(spec: ModelSpec, leading: Sequence[str], names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    lead = list(leading)
-    if not isinstance(spec.input, TokenInput):
-        return [_info(names[0], "float32", [*lead, spec.input.features])]
-    token, log_probability, top_tokens, top_log_probabilities = names
-    return [
-        _info(token, "int64", lead),
-        _info(log_probability, "float32", lead),
-        _info(top_tokens, "int64", [*lead, "top"]),
-        _info(top_log_probabilities, "float32", [*lead, "top"]),
-    ]
-
-
-def _items_info(spec: ModelSpec, time: str | int) -> onnx.ValueInfoProto:
-    if isinstance(spec.input, TokenInput):
-        return _info("items", "int64", ["row", time])
-    return _info("items", "float32", ["row", time, spec.input.features])
+def _items_info(reads: InputSpec, time: str | int) -> onnx.ValueInfoProto:
+    if isinstance(reads, TokenInput):
+        return tensor_info("items", "int64", ["row", time])
+    return tensor_info("items", "float32", ["row", time, reads.features])
 
 
 def _whole_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
-    return [_items_info(spec, "time"), _info("lengths", "int64", ["row"])]
+    return [_items_info(spec.input, "time"), tensor_info("lengths", "int64", ["row"])]
 
 
 def _state_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
-    return [_info(f"state.{s.name}", s.dtype, list(s.shape)) for s in spec.state]
+    return [tensor_info(f"state.{s.name}", s.dtype, list(s.shape)) for s in spec.sized_state]
 
 
-def _chunk_state_infos(spec: ModelSpec, prefix: str) -> list[onnx.ValueInfoProto]:
-    return [_info(f"{prefix}.{s.name}", s.dtype, [1, *s.shape[1:]]) for s in spec.state]
-
-
-def _sampler_infos(spec: ModelSpec, row: str = "row") -> list[onnx.ValueInfoProto]:
-    if not isinstance(spec.input, TokenInput):
-        return []
-    return [
-        _info(INPUTS.parameters, "float32", [row, 6]),
-        _info(INPUTS.top_k, "int64", [row]),
-        _info(INPUTS.adjust_ids, "int64", [row, "entry"]),
-        _info(INPUTS.adjust_values, "float32", [row, "entry", 3]),
-        _info(INPUTS.num_top, "int64", []),
-        _info("sampling.uniforms", "float32", [row, "step"]),
-    ]
-
-
-def _item_size(spec: ModelSpec) -> int:
-    return spec.input.vocabulary_size if isinstance(spec.input, TokenInput) else spec.input.features
-
-
-def _info(name: str, dtype: str, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, _DTYPES[dtype], shape)
+def _chunk_state_infos(state: Iterable[StateSpec], prefix: str) -> list[onnx.ValueInfoProto]:
+    return [tensor_info(f"{prefix}.{s.name}", s.dtype, [1, *s.shape[1:]]) for s in state]
 
 
 def _renamed(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:

@@ -13,12 +13,27 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.certify import certify
-from export.graphs import decode_graph, finish_model, mixed_graph, predict_graph, score_graph, step_graph
+from export.graphs import (
+    decode_graph,
+    encode_graph,
+    finish_model,
+    mixed_graph,
+    predict_graph,
+    score_graph,
+    step_graph,
+)
 from export.inputs import Scale
 from export.score import can_score
 from export.subject import library_versions
 from export.tolerances import limits
-from export.trace import TracedStep, trace_mixed, trace_next_outputs, trace_prediction, trace_step
+from export.trace import (
+    TracedStep,
+    trace_encode,
+    trace_mixed,
+    trace_next_outputs,
+    trace_prediction,
+    trace_step,
+)
 from export.variants import DEFAULT_VARIANT, VariantPlan, plans
 from export.weights import share_weights, write_weights
 from server.runtime.providers import why_not
@@ -190,6 +205,8 @@ def _graphs(
         graphs["predict"] = predict_graph(trace(trace_prediction, "predict"), lowered)
     if can_score(spec):
         graphs["score"] = score_graph(trace(trace_next_outputs, "score"), lowered)
+    if spec.source is not None:
+        graphs["encode"] = encode_graph(trace(trace_encode, "encode"), lowered)
     return graphs, weights
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,17 +14,16 @@ from statewise.certificate import (
     AnswerDivergence,
     Case,
     Certificate,
+    DensityDivergence,
+    Divergence,
     LabelDivergence,
     Limits,
     OutputAgreement,
     SequenceAgreement,
     TokenAgreement,
-    TokenDivergence,
     Tolerances,
     ValueDivergence,
 )
-
-Divergence = TokenDivergence | ValueDivergence | LabelDivergence | AnswerDivergence
 
 _BATCH = {"exact": "bit for bit", "within": "within limit"}
 
@@ -63,6 +63,7 @@ def _step_checks(certificate: Certificate) -> list[Check]:
         for name, tokens in (
             ("greedy tokens", certificate.greedy_tokens),
             ("sampled tokens", certificate.sampled_tokens),
+            ("sampled vectors", certificate.sampled_vectors),
         )
         if tokens is not None
     ]
@@ -125,6 +126,14 @@ def _divergence(divergence: Divergence, limits: Limits) -> list[Check]:
         figure = (
             f"mean difference {divergence.mean_difference:.2g} (limit {limits.difference:g}), "
             f"max {divergence.max_difference:.2g} deviations; {divergence.num_items} {divergence.held_out} items"
+        )
+        return [Check(name, passed, figure)]
+    if isinstance(divergence, DensityDivergence):
+        before, after = divergence.negative_log_likelihood_float32, divergence.negative_log_likelihood
+        figure = (
+            f"KL {divergence.kl_divergence:.2g} nats (limit {limits.kl_divergence:g}), negative log-likelihood "
+            f"{before:.4f} -> {after:.4f} (limit {math.log(limits.perplexity_ratio):+.2g}); "
+            f"{divergence.num_items} {divergence.held_out} items"
         )
         return [Check(name, passed, figure)]
     if isinstance(divergence, AnswerDivergence):
@@ -227,4 +236,5 @@ def _case_name(case: Case) -> str:
         return f"{case.graph}: {case.batch_size} rows, sequences up to {case.prompt_length}"
     chunk = f"chunks of {case.chunk}" if case.chunk else "whole"
     mixed = " beside rows that decode" if case.mixed else ""
-    return f"outputs: {case.batch_size} rows, prompts up to {case.prompt_length}, {chunk}{mixed}"
+    sources = f", sources up to {case.source_length}" if case.source_length else ""
+    return f"outputs: {case.batch_size} rows, prompts up to {case.prompt_length}{sources}, {chunk}{mixed}"

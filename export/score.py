@@ -1,11 +1,12 @@
-"""Log-probabilities of given items, as ONNX nodes."""
+"""Log-probabilities of given items, and log-densities of given vectors, as ONNX nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from export.builder import GraphBuilder
-from statewise.model_spec import HeadSpec, ModelSpec
+from export.mixture import add_log_density
+from statewise.model_spec import HeadSpec, MixtureHead, ModelSpec
 
 Score = Callable[[GraphBuilder, str, str, HeadSpec], str]
 """Outputs `[row, time, size]` and the items that they foretell, `[row, time, ...]`, to `[row, time]`."""
@@ -27,4 +28,12 @@ def _of_tokens(op: GraphBuilder, logits: str, tokens: str, head: HeadSpec) -> st
     return op.Squeeze(op.GatherElements(op.LogSoftmax(logits, axis=2), op.Unsqueeze(tokens, last), axis=2), last)
 
 
-_SCORES: dict[str, Score] = {"categorical": _of_tokens}
+def _of_vectors(op: GraphBuilder, outputs: str, vectors: str, head: HeadSpec) -> str:
+    assert isinstance(head, MixtureHead)
+    flat_outputs = op.Reshape(outputs, op.constant([-1, head.output_size]))
+    flat_vectors = op.Reshape(vectors, op.constant([-1, head.features]))
+    place = op.Slice(op.Shape(vectors), op.constant([0]), op.constant([2]))
+    return op.Reshape(add_log_density(op, flat_outputs, flat_vectors, head), place)
+
+
+_SCORES: dict[str, Score] = {"categorical": _of_tokens, "mixture": _of_vectors}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from statewise.certificate import Limits, Tolerances
 from statewise.manifest import Variant
-from statewise.model_spec import ModelSpec
+from statewise.model_spec import HeadSpec, MixtureHead, ModelSpec
+from training.mixture import log_density
 
 RECURRENT = Tolerances(absolute=1e-5, relative=1e-5, near_tie=1e-4)
 ATTENTION = Tolerances(absolute=1e-4, relative=1e-5, near_tie=1e-3)
@@ -58,13 +60,22 @@ def against_pytorch(spec: ModelSpec, variant: Variant) -> Tolerances:
     return chosen.model_copy(update={"batch": "within"}) if variant.device == "cuda" else chosen
 
 
-def for_scores(tolerances: Tolerances, outputs: NDArray[Any]) -> Tolerances:
-    """The tolerances of log-probabilities that follow from those of `outputs`.
+def for_scores(tolerances: Tolerances, head: HeadSpec, outputs: NDArray[Any], items: NDArray[Any]) -> Tolerances:
+    """The tolerances of log-probabilities that follow from those of `outputs` `[time, size]` at items of a sequence.
 
-    Each is one output less what all of them come to, and says nothing of their size.
+    Of a token it is one output less what all of them come to, and says nothing of their size; of a vector it depends on
+    every parameter, the more so the further the vector lies from the means.
     """
     largest = float(np.abs(outputs).max())
-    absolute = tolerances.absolute + 2 * tolerances.of_largest * largest
+    if isinstance(head, MixtureHead):
+        allowed = tolerances.absolute + tolerances.relative * np.abs(outputs) + tolerances.of_largest * largest
+        parameters = torch.from_numpy(outputs[:-1]).requires_grad_()
+        log_density(parameters, torch.from_numpy(items[1:]), head).sum().backward()  # type: ignore[no-untyped-call] # torch's
+        slopes = np.abs(parameters.grad.numpy())  # type: ignore[union-attr] # backward has made it
+        # A few positions stand for all of them.
+        absolute = tolerances.absolute + 4 * float((slopes * allowed[:-1]).sum(axis=1).max())
+    else:
+        absolute = tolerances.absolute + 2 * tolerances.of_largest * largest
     return tolerances.model_copy(update={"absolute": absolute, "of_largest": 0.0})
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from statewise.model_spec import ModelSpec, TokenInput
+from statewise.model_spec import InputSpec, ModelSpec, TokenInput
 from training.state import zero_state
 from training.transformer.attention import attention_lowering
 
@@ -38,35 +38,58 @@ class TracedStep:
     weights: dict[str, NDArray[Any]]
     """Initializers by name, in the layout of the ONNX operators."""
     output: str
-    """Name of the head's output: of a step at each row's last real item, `[row, size]`."""
+    """Name of the head's output: of a step at each row's last real item, `[row, size]`. Empty where state is all."""
     new_state: tuple[str, ...]
+    """Names of the state that is written: memories are only read."""
     reals: frozenset[str]
     """Names of the float32 values, weights aside."""
 
 
 class _LastOutput(torch.nn.Module):
-    """The step with its head at each row's last real item only: the server needs no other."""
+    """The step with its head at each row's last real item only: the server needs no other.
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    Memories, which come out as they went in, are left out of the new state.
+    """
+
+    def __init__(self, module: torch.nn.Module, spec: ModelSpec) -> None:
         super().__init__()
         self.module = module
+        self.spec = spec
 
     def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         hidden, new_state = self.module(items, lengths, state)
         index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[2])
-        return self.module.head(hidden.gather(1, index).squeeze(1)), new_state  # type: ignore[operator] # plugin API
+        output = self.module.head(hidden.gather(1, index).squeeze(1))  # type: ignore[operator] # plugin API
+        return output, _without_memories(new_state, self.spec)
 
 
 class _MixedOutput(torch.nn.Module):
-    """The mixed step with its head."""
+    """The mixed step with its head, and without memories."""
+
+    def __init__(self, module: torch.nn.Module, spec: ModelSpec) -> None:
+        super().__init__()
+        self.module = module
+        self.spec = spec
+
+    def forward(self, items: Tensor, state: State, chunk: Tensor, chunk_state: State) -> tuple[Tensor, State, State]:
+        hidden, *states = self.module.forward_mixed(items, state, chunk, chunk_state)  # type: ignore[operator] # plugin API
+        new_state, new_chunk_state = (_without_memories(new, self.spec) for new in states)
+        return self.module.head(hidden), new_state, new_chunk_state  # type: ignore[operator] # plugin API
+
+
+class _FirstState(torch.nn.Module):
+    """What is made of a source, as new tensors: an output of a graph cannot be its input."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, items: Tensor, state: State, chunk: Tensor, chunk_state: State) -> tuple[Tensor, State, State]:
-        hidden, *states = self.module.forward_mixed(items, state, chunk, chunk_state)  # type: ignore[operator] # plugin API
-        return self.module.head(hidden), *states  # type: ignore[operator] # plugin API
+    def forward(self, source: Tensor, source_lengths: Tensor) -> State:
+        return tuple(part.clone() for part in self.module.encode(source, source_lengths))  # type: ignore[operator] # plugin API
+
+
+def _without_memories(state: State, spec: ModelSpec) -> State:
+    return tuple(part for part, s in zip(state, spec.state, strict=True) if s.kind != "memory")
 
 
 class _Answer(torch.nn.Module):
@@ -112,17 +135,38 @@ def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace the step function with dynamic rows and time."""
     row, time = torch.export.Dim("row"), torch.export.Dim("time")
     state = zero_state(spec, _TRACE_ROWS, _TRACE_POSITIONS)
-    example = (_example_items(spec, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1, state)
+    example = (_example_items(spec.input, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1, state)
     sizes = ({0: row, 1: time}, {0: row}, _state_sizes(spec, {"row": row, "position": torch.export.Dim("position")}))
     names = ["items", "lengths", *(f"state.{s.name}" for s in spec.state)]
-    return _trace(_LastOutput(module), example, sizes, names, tuple(f"new_state.{s.name}" for s in spec.state))
+    results = tuple(f"new_state.{s.name}" for s in spec.written_state)
+    return _trace(_LastOutput(module, spec), example, sizes, names, results)
+
+
+def trace_encode(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
+    """Trace what makes the first state of a source, with dynamic rows and source items."""
+    assert spec.source is not None
+    assert spec.max_source_positions is not None
+    longest = spec.max_source_positions
+    # Shorter than the longest one, where it can be, so that there is something to pad.
+    length = longest if longest <= 2 else min(_TRACE_TIME, longest - 1)
+    example = (_example_items(spec.source, _TRACE_ROWS, length), torch.full((_TRACE_ROWS,), length))
+    row = torch.export.Dim("row")
+    # A size of 1 is taken for a constant, and is one only here.
+    time = {} if longest == 1 else {1: torch.export.Dim("time", max=longest)}
+    results = tuple(f"new_state.{s.name}" for s in spec.state if s.kind != "cache")
+    return _trace(_FirstState(module), example, ({0: row} | time, {0: row}), ["source", "source_lengths"], results, "")
 
 
 def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace the mixed step: one item of each of some rows, and a chunk of one more."""
     row, time, position = (torch.export.Dim(name) for name in ("row", "time", "position"))
     state, chunk_state = zero_state(spec, _TRACE_ROWS, _TRACE_POSITIONS), zero_state(spec, 1, _TRACE_POSITIONS)
-    example = (_example_items(spec, _TRACE_ROWS, 1), state, _example_items(spec, 1, _TRACE_TIME), chunk_state)
+    example = (
+        _example_items(spec.input, _TRACE_ROWS, 1),
+        state,
+        _example_items(spec.input, 1, _TRACE_TIME),
+        chunk_state,
+    )
     sizes = (
         {0: row},
         _state_sizes(spec, {"row": row, "position": position}),
@@ -131,8 +175,9 @@ def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     )
     parts = [s.name for s in spec.state]
     names = ["items", *(f"state.{p}" for p in parts), "chunk.items", *(f"chunk.state.{p}" for p in parts)]
-    results = (*(f"new_state.{p}" for p in parts), *(f"chunk.new_state.{p}" for p in parts))
-    return _trace(_MixedOutput(module), example, sizes, names, results)
+    written = [s.name for s in spec.written_state]
+    results = (*(f"new_state.{p}" for p in written), *(f"chunk.new_state.{p}" for p in written))
+    return _trace(_MixedOutput(module, spec), example, sizes, names, results)
 
 
 def trace_prediction(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
@@ -146,7 +191,7 @@ def trace_next_outputs(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
 
 
 def _trace_whole(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
-    example = (_example_items(spec, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1)
+    example = (_example_items(spec.input, _TRACE_ROWS, _TRACE_TIME), torch.arange(_TRACE_ROWS) + 1)
     row, time = torch.export.Dim("row"), torch.export.Dim("time")
     with attention_lowering("plain"):
         return _trace(module, example, ({0: row, 1: time}, {0: row}), ["items", "lengths"], ())
@@ -158,6 +203,7 @@ def _trace(
     sizes: tuple[Any, ...],
     names: list[str],
     results: tuple[str, ...],
+    output: str = "output",
 ) -> TracedStep:
     with _quiet():
         program = torch.onnx.export(
@@ -166,14 +212,14 @@ def _trace(
             dynamo=True,
             opset_version=OPSET,
             input_names=names,
-            output_names=["output", *results],
+            output_names=[name for name in (output, *results) if name],
             dynamic_shapes=sizes,
             verbose=False,
         )
         assert program is not None
         # The reordering of gates is folded into the weights, whatever their size.
         onnxscript.optimizer.optimize(program.model, input_size_limit=2**62, output_size_limit=2**62)
-    return _take_apart(program.model, results)
+    return _take_apart(program.model, output, results)
 
 
 def _state_sizes(spec: ModelSpec, sizes: dict[str, Any]) -> tuple[dict[int, Any], ...]:
@@ -184,13 +230,13 @@ def _state_sizes(spec: ModelSpec, sizes: dict[str, Any]) -> tuple[dict[int, Any]
     )
 
 
-def _example_items(spec: ModelSpec, num_rows: int, time: int) -> Tensor:
-    if isinstance(spec.input, TokenInput):
+def _example_items(reads: InputSpec, num_rows: int, time: int) -> Tensor:
+    if isinstance(reads, TokenInput):
         return torch.zeros(num_rows, time, dtype=torch.int64)
-    return torch.zeros(num_rows, time, spec.input.features)
+    return torch.zeros(num_rows, time, reads.features)
 
 
-def _take_apart(model: ir.Model, new_state: tuple[str, ...]) -> TracedStep:
+def _take_apart(model: ir.Model, output: str, new_state: tuple[str, ...]) -> TracedStep:
     weights: dict[str, NDArray[Any]] = {}
     for name, value in list(model.graph.initializers.items()):
         assert value.const_value is not None
@@ -202,7 +248,7 @@ def _take_apart(model: ir.Model, new_state: tuple[str, ...]) -> TracedStep:
     values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
     reals = frozenset(value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
     nodes = _without_detours(proto.graph.node, {value.name: _shape(value) for value in values})
-    return TracedStep(nodes, weights, "output", new_state, reals - weights.keys())
+    return TracedStep(nodes, weights, output, new_state, reals - weights.keys())
 
 
 def _without_detours(nodes: Iterable[onnx.NodeProto], shapes: dict[str, Any]) -> list[onnx.NodeProto]:

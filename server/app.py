@@ -21,6 +21,7 @@ from server.metrics import ServerMetrics
 from server.repository import ModelEntry, Repository
 from server.services import generation, prediction
 from server.services.barrier import Barrier
+from server.services.forecast import ForecastLimits
 from server.services.generation import GenerationService, StreamLimits
 from server.services.prediction import PredictionService
 from statewise.errors import ConfigError
@@ -73,8 +74,9 @@ class Application:
         add_GenerationServiceServicer_to_server(  # type: ignore[no-untyped-call] # generated
             GenerationService(self.repository, limits, self.metrics), server
         )
+        forecast_limits = ForecastLimits(self.settings.max_paths, self.settings.max_forecast_numbers)
         add_PredictionServiceServicer_to_server(  # type: ignore[no-untyped-call] # generated
-            PredictionService(self.repository), server
+            PredictionService(self.repository, forecast_limits), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -62,6 +62,12 @@ class ServerSettings(BaseSettings):
     max_streams: int = Field(default=1024, ge=1)
     """Generate calls at once over all models, the waiting ones included."""
 
+    max_paths: int = Field(default=1000, ge=1)
+    """Paths of one forecast."""
+
+    max_forecast_numbers: int = Field(default=1_000_000, ge=1)
+    """Numbers of all paths of one forecast: paths x horizon x features."""
+
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     """Largest request; a larger one is refused with RESOURCE_EXHAUSTED."""
 

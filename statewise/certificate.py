@@ -60,11 +60,11 @@ class Limits(Figures):
     """How far a variant of lower precision may lie from PyTorch in float32."""
 
     kl_divergence: float = Field(ge=0)
-    """Nats per token, mean."""
+    """Nats per item, mean."""
     perplexity_ratio: float = Field(ge=1)
-    """Perplexity of the variant over that of float32."""
+    """Perplexity of the variant over that of float32; of mixtures, geometric mean of the densities' ratios."""
     difference: float = Field(ge=0)
-    """Real vectors: mean absolute difference, in units of the data's standard deviation."""
+    """Values: mean absolute difference, in units of the data's standard deviation."""
     equal_labels: float = Field(default=0.0, ge=0, le=1)
     """Least share of labels of whole sequences, or of their items, that are the same."""
     answers: float = Field(default=math.inf, ge=0)
@@ -91,6 +91,23 @@ class TokenDivergence(Figures):
         """Whether it keeps to the limits; NaN does not."""
         ratio = self.perplexity / self.perplexity_float32
         return self.kl_divergence <= limits.kl_divergence and ratio <= limits.perplexity_ratio
+
+
+class DensityDivergence(Figures):
+    """A variant's mixtures and those of PyTorch in float32 on the same real vectors, in nats per vector."""
+
+    held_out: Literal["data", "sampled"]
+    """Vectors that training has not seen, or, where the checkpoint has none, drawn from the float32 model itself."""
+    num_items: int = Field(ge=1)
+    negative_log_likelihood_float32: float
+    negative_log_likelihood: float
+    kl_divergence: float
+    """Of the variant's distribution from that of float32, estimated with a vector drawn from each of the latter."""
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        loss = self.negative_log_likelihood - self.negative_log_likelihood_float32
+        return self.kl_divergence <= limits.kl_divergence and loss <= math.log(limits.perplexity_ratio)
 
 
 class ValueDivergence(Figures):
@@ -140,6 +157,9 @@ class LabelDivergence(Figures):
         return self.kl_divergence <= limits.kl_divergence and self.equal_labels >= limits.equal_labels
 
 
+Divergence = TokenDivergence | DensityDivergence | ValueDivergence | LabelDivergence | AnswerDivergence
+
+
 class Case(Figures):
     """One shape of input that was run."""
 
@@ -147,6 +167,8 @@ class Case(Figures):
     """Which graph, `step` standing for all those that carry state."""
     prompt_length: int = Field(ge=0)
     """Longest prompt or sequence of the batch, where rows are ragged."""
+    source_length: int | None = None
+    """Longest source of the batch; None where the model has none."""
     batch_size: int = Field(ge=1)
     chunk: int | None = None
     """Items per prefill run; None where each prompt went in whole."""
@@ -193,6 +215,8 @@ class Certificate(Figures):
     greedy_tokens: TokenAgreement | None = None
     """None where the model gives real vectors."""
     sampled_tokens: TokenAgreement | None = None
+    sampled_vectors: TokenAgreement | None = None
+    """Of mixtures: equal within what the outputs' tolerance makes of a vector; near ties are between components."""
     batch_invariant: bool
     """A row alone gives what it gives in a full batch, and beside a prompt that is read in the same run: bit for bit,
     or as `tolerances.batch` says."""
@@ -200,7 +224,7 @@ class Certificate(Figures):
     """A prompt in chunks gives what it gives whole, within the tolerances; true where nothing is read in chunks."""
     sequences: tuple[SequenceAgreement, ...] = ()
     """The graphs that read whole sequences."""
-    divergence: TokenDivergence | ValueDivergence | LabelDivergence | AnswerDivergence | None = None
+    divergence: Divergence | None = None
     """From PyTorch in float32; None where the outputs themselves were held against it."""
     limits: Limits | None = None
     cases: tuple[Case, ...] = Field(min_length=1)

@@ -37,6 +37,10 @@ class SpecialTokens(Strict):
     """Put before every prompt, so that an empty prompt has something to start from."""
     end: int | None = Field(default=None, ge=0)
     """Ends a generation with finish reason STOP."""
+    source_start: int | None = Field(default=None, ge=0)
+    """Put before a source that is given as text."""
+    source_end: int | None = Field(default=None, ge=0)
+    """Put behind a source that is given as text."""
 
 
 class Variant(Strict):

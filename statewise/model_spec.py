@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Dimension = int | Literal["row", "position", "source"]
 DType = Literal["float32", "float16", "int64"]
 
+MAX_FULL_FEATURES = 64
+"""Of a mixture with full covariances, whose parameters grow with the square."""
+
 
 class Strict(BaseModel):
     """A frozen record that refuses unknown fields."""
@@ -104,6 +107,14 @@ class MixtureHead(Strict):
     components: int = Field(ge=1, le=1024)
     covariance: Literal["diagonal", "full"] = "diagonal"
 
+    @model_validator(mode="after")
+    def _factors_are_small(self) -> MixtureHead:
+        if self.covariance == "full" and self.features > MAX_FULL_FEATURES:
+            raise ValueError(
+                f"covariance full takes at most {MAX_FULL_FEATURES} features, got {self.features}; use diagonal"
+            )
+        return self
+
     @property
     def output_size(self) -> int:
         """Numbers per output."""
@@ -181,6 +192,20 @@ class ModelSpec(Strict):
     def has_caches(self) -> bool:
         """Whether the state grows with every item."""
         return any(state.kind == "cache" for state in self.state)
+
+    @property
+    def sized_state(self) -> tuple[StateSpec, ...]:
+        """The state with the room for a source as a number, which is the same in every row."""
+        size = self.max_source_positions
+        return tuple(
+            state.model_copy(update={"shape": tuple(size if dim == "source" else dim for dim in state.shape)})
+            for state in self.state
+        )
+
+    @property
+    def written_state(self) -> tuple[StateSpec, ...]:
+        """What a step gives anew: all state but the memories."""
+        return tuple(state for state in self.state if state.kind != "memory")
 
     def with_state_dtype(self, dtype: DType) -> ModelSpec:
         """The same model with its real-number state held in another type; integers stay as they are."""

@@ -35,9 +35,6 @@ Not a binary fraction, lest the ends of groups fall on the logits of quantized m
 NUM_GROUPS = 32
 """A power of two; the last group holds all that is left."""
 
-UNIFORM_BLOCK = 256
-"""Uniform numbers drawn at once."""
-
 MAX_LOGIT_BIAS_ENTRIES = 1024
 
 
@@ -72,7 +69,7 @@ class SamplingParams:
 
     def validate(self, vocabulary_size: int) -> None:
         """Raise InvalidRequestError, naming the field, for a value outside its range."""
-        _check_range("temperature", self.temperature, 0.0, 100.0)
+        self._check_draw()
         if not 0 <= self.top_k <= 2**31:
             raise InvalidRequestError(f"must be 0 (off) or more, got {self.top_k}", field="sampling.top_k")
         _check_range("top_p", self.top_p, 0.0, 1.0, low_is_open=True)
@@ -90,6 +87,24 @@ class SamplingParams:
                     f"token {token} is outside the vocabulary (0 to {vocabulary_size - 1})", field="sampling.logit_bias"
                 )
             _check_range("logit_bias", bias, -100.0, 100.0)
+
+    def validate_for_vectors(self) -> None:
+        """Raise InvalidRequestError, naming the field, for a bad value, or a rule that works on tokens only."""
+        self._check_draw()
+        usual = SamplingParams()
+        for name in ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            if getattr(self, name) != getattr(usual, name):
+                raise InvalidRequestError(
+                    f"works on tokens, and this model gives real vectors; leave it out, got {getattr(self, name):g}",
+                    field=f"sampling.{name}",
+                )
+        if self.logit_bias:
+            raise InvalidRequestError(
+                "works on tokens, and this model gives real vectors; leave it out", field="sampling.logit_bias"
+            )
+
+    def _check_draw(self) -> None:
+        _check_range("temperature", self.temperature, 0.0, 100.0)
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise InvalidRequestError(f"must fit into 64 bits, got {self.seed}", field="sampling.seed")
 
@@ -113,6 +128,9 @@ class Uniforms:
     had.
     """
 
+    block_length = 256
+    """Numbers drawn at once."""
+
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._block_index = -1
@@ -120,8 +138,8 @@ class Uniforms:
 
     def take(self, position: int, count: int) -> FloatArray:
         """Numbers `position` to `position + count - 1`, float32 in [0, 1)."""
-        first, offset = divmod(position, UNIFORM_BLOCK)
-        last = (position + count - 1) // UNIFORM_BLOCK
+        first, offset = divmod(position, self.block_length)
+        last = (position + count - 1) // self.block_length
         if first == last:
             return self._draw(first)[offset : offset + count]
         return np.concatenate([self._draw(index) for index in range(first, last + 1)])[offset : offset + count]
@@ -130,9 +148,12 @@ class Uniforms:
         if index != self._block_index:
             # The block index is the high word of the counter: blocks never overlap.
             generator = np.random.Generator(np.random.Philox(key=self._seed, counter=index << 64))
-            self._block = generator.random(UNIFORM_BLOCK, dtype=np.float32)
+            self._block = self._make_block(generator)
             self._block_index = index
         return self._block
+
+    def _make_block(self, generator: np.random.Generator) -> FloatArray:
+        return generator.random(self.block_length, dtype=np.float32)
 
 
 def adjust_logits(

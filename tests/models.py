@@ -39,6 +39,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
     },
     "gru-series": {"plugin": "gru", "features": 3, "hidden_size": 16, "num_layers": 1},
+    "lstm-mixture": {"plugin": "lstm", "features": 3, "hidden_size": 16, "head": {"kind": "mixture", "components": 4}},
+    "transformer-mixture": {
+        "plugin": "transformer",
+        "features": 3,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "max_positions": 300,
+        "head": {"kind": "mixture", "components": 3, "covariance": "full"},
+    },
 }
 """Plugin and configuration by name; `text` gives the model a byte tokenizer with <start> and <end>."""
 
@@ -54,14 +64,14 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def make_checkpoint(name: str, folder: Path, *, seed: int = 0) -> Any:
-    """Write a checkpoint of the model with random weights, and load it."""
+def make_checkpoint(name: str, folder: Path, *, seed: int = 0, options: dict[str, Any] | None = None) -> Any:
+    """Write a checkpoint of the model, or of one with other options, with random weights, and load it."""
     import torch
 
     from statewise.plugins import load_plugin
     from training.checkpoint import load_checkpoint, save_checkpoint
 
-    options = dict(MODELS[name])
+    options = dict(MODELS[name] if options is None else options)
     plugin = load_plugin(options.pop("plugin"))
     is_text = options.pop("text", False)
     if is_text:
@@ -101,15 +111,19 @@ def export_model(name: str, repository: Path) -> Path:
 @cache
 def draft_bundle(name: str, variant_name: str) -> Bundle:
     """The graphs of one variant, without a certificate: for runs on a device that it is not meant for."""
+    return draft_of(checkpoint_of(name), variant_name)
+
+
+def draft_of(checkpoint: Any, variant_name: str = "cpu-float32") -> Bundle:
+    """The graphs of one variant of a checkpoint, without a certificate."""
     from export.pipeline import write_variant
     from export.variants import VARIANTS
 
     folder = Path(tempfile.mkdtemp())
-    checkpoint = checkpoint_of(name)
     variant = write_variant(variant_name, VARIANTS[variant_name], checkpoint, folder)
     files = {file: hash_file(folder / file) for file in (*variant.graphs, *variant.data)}
     manifest = Manifest(
-        name=name,
+        name=checkpoint.name,
         version=1,
         plugin=checkpoint.plugin.name,
         plugin_config=checkpoint.config.model_dump(mode="json"),
@@ -117,6 +131,7 @@ def draft_bundle(name: str, variant_name: str) -> Bundle:
         variants={variant_name: variant},
         created_with={},
         files=files | {variant.certificate: "0" * 64},
+        special_tokens=checkpoint.special_tokens,
     )
     return Bundle(folder, manifest)
 

@@ -32,6 +32,25 @@ def last_value_error(held_out: Sequence[Items]) -> float:
     return float(np.square(differences).mean())
 
 
+def last_value_nats(train: Sequence[Items], held_out: Sequence[Items]) -> float:
+    """Nats per item of a Gaussian random walk, its steps as in the training part."""
+    return _gaussian_nats(*(np.concatenate([np.diff(item, axis=0) for item in part]) for part in (train, held_out)))
+
+
+def independent_nats(train: Sequence[Items], held_out: Sequence[Items]) -> float:
+    """Nats per item of independent draws from one Gaussian, that of the training part."""
+    return _gaussian_nats(np.concatenate(train), np.concatenate([document[1:] for document in held_out]))
+
+
+def _gaussian_nats(train: Items, held_out: Items) -> float:
+    """Mean negative log-density of vectors `[item, features]` under the Gaussian of others."""
+    mean = train.mean(axis=0, dtype=np.float64)
+    factor = np.linalg.cholesky(np.cov(train.T.astype(np.float64)).reshape(len(mean), -1) + 1e-9 * np.eye(len(mean)))
+    whitened = np.linalg.solve(factor, (held_out - mean).T)
+    constant = 0.5 * len(mean) * np.log(2 * np.pi) + np.log(np.diag(factor)).sum()
+    return float(0.5 * np.square(whitened).sum(axis=0).mean() + constant)
+
+
 def mean_value_error(train: Sequence[Items], held_out: Sequence[Items]) -> float:
     """Mean squared error of predicting the training part's mean."""
     mean = np.concatenate(train).astype(np.float64).mean(axis=0)

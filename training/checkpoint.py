@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import safetensors.numpy
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 from torch import nn
@@ -26,22 +25,18 @@ from statewise.bundle import hash_file
 from statewise.errors import ConfigError, NotFoundError
 from statewise.manifest import FileName, ModelName, Sha256, SpecialTokens
 from statewise.manifest_file import describe
-from statewise.model_spec import Strict, TokenInput
+from statewise.model_spec import Strict
 from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
 from statewise.versions import installed_versions
 from training.files import atomic_file, write_atomically
+from training.held_out import Items, Pair, read_items, read_pairs, to_tensors
 from training.standardized import Standardized
 from training.weights import load_weights, read_weights, save_weights
-
-Items = NDArray[np.integer[Any]] | NDArray[np.float32]
 
 CHECKPOINT_FILE = "checkpoint.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 HELD_OUT_FILE = "heldout.safetensors"
-
-MAX_HELD_OUT = 4096
-"""Items kept of the held-out data: enough to measure on what quantization costs."""
 
 
 class Standardization(Strict):
@@ -107,19 +102,20 @@ class Checkpoint:
 
         Raises ConfigError where they are not what the model reads.
         """
-        if HELD_OUT_FILE not in self.files:
+        spec = self.plugin.spec(self.config)
+        if HELD_OUT_FILE not in self.files or spec.source is not None:
             return None
-        path = self.folder / HELD_OUT_FILE
-        items: Items | None = read_weights(path).get("items", torch.empty(0)).numpy()
-        spec = self.plugin.spec(self.config).input
-        if isinstance(spec, TokenInput):
-            fits = items.ndim == 1 and items.dtype == np.int64
-            fits = fits and bool(((items >= 0) & (items < spec.vocabulary_size)).all())
-        else:
-            fits = items.dtype == np.float32 and items.shape[1:] == (spec.features,)
-        if not fits or len(items) < 2:
-            raise ConfigError(f"{path}: `items` are not two or more of what the model reads")
-        return items
+        return read_items(self.folder / HELD_OUT_FILE, spec)
+
+    def held_out_pairs(self) -> list[Pair] | None:
+        """Pairs of source and target that training has not seen; None where none were kept.
+
+        Raises ConfigError where they are not what the model reads.
+        """
+        spec = self.plugin.spec(self.config)
+        if HELD_OUT_FILE not in self.files or spec.source is None:
+            return None
+        return read_pairs(self.folder / HELD_OUT_FILE, spec)
 
     def in_raw_units(self) -> nn.Module:
         """The module as it is served: it reads and gives the series as it was before standardisation.
@@ -128,13 +124,14 @@ class Checkpoint:
         """
         if self.standardization is None:
             return self.module
-        features = getattr(self.plugin.spec(self.config).input, "features", 0)
+        spec = self.plugin.spec(self.config)
+        features = getattr(spec.input, "features", 0)
         if len(self.standardization.mean) != features:
             raise ConfigError(
                 f"{self.folder / CHECKPOINT_FILE}: standardization is of {len(self.standardization.mean)} features, "
                 f"but the model reads {features or 'tokens'}"
             )
-        return Standardized(self.module, self.standardization.mean, self.standardization.deviation).eval()
+        return Standardized(self.module, spec.head, self.standardization.mean, self.standardization.deviation).eval()
 
 
 def save_checkpoint(
@@ -147,12 +144,12 @@ def save_checkpoint(
     special_tokens: SpecialTokens = SpecialTokens(),  # noqa: B008 # frozen
     tokenizer_file: Path | None = None,
     standardization: Standardization | None = None,
-    held_out: Items | None = None,
+    held_out: Items | Sequence[Pair] | None = None,
 ) -> None:
     """Write a model to a folder, which is made if need be; other files in it stay.
 
-    `held_out`: items `[time]` or `[time, features]` that the model was not trained on, not standardised; the first
-    MAX_HELD_OUT are kept, and `statewise export` measures on them what quantization costs.
+    `held_out`: items `[time]` or `[time, features]`, or pairs, that the model was not trained on, not standardised; the
+    first of them are kept, and `statewise export` measures on them what quantization costs.
     Raises ConfigError for a name that no model can have.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,8 +159,7 @@ def save_checkpoint(
         _copy(tokenizer_file, folder / TOKENIZER_FILE)
         files[TOKENIZER_FILE] = hash_file(folder / TOKENIZER_FILE)
     if held_out is not None and len(held_out) > 1:
-        kept = held_out[:MAX_HELD_OUT].astype(np.int64 if held_out.ndim == 1 else np.float32)
-        write_atomically(folder / HELD_OUT_FILE, safetensors.numpy.save({"items": kept}))
+        write_atomically(folder / HELD_OUT_FILE, safetensors.numpy.save(to_tensors(held_out)))
         files[HELD_OUT_FILE] = hash_file(folder / HELD_OUT_FILE)
     try:
         record = CheckpointRecord(

@@ -91,4 +91,7 @@ def _report(summary: Summary, folder: Path, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if summary.exact_match is not None:
+        share = f"{summary.exact_match:.1%} of {summary.exact_match_pairs:,} held-out targets exactly right (greedy)"
+        console.print(share, highlight=False)
     console.print(f"checkpoint: {folder}", highlight=False, soft_wrap=True)

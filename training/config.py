@@ -88,13 +88,37 @@ class LabelledData(_Data):
     """The member that holds the target: `label`, `tags` or `value` in .jsonl, `labels`, `tags` or `values` in .npz."""
     outside: str = "O"
     """The label of the items of a text that no tag covers."""
-    truncate: bool = False
-    """Cut sequences with one target to `trainer.sequence_length` items; where false, longer ones are refused."""
+    truncate_to: PositiveInt | None = None
+    """Cut sequences with one target to so many items; else what is longer than the model takes is refused."""
     standardize: bool = False
     """Vectors: subtract the mean and divide by the deviation of the training part; checkpoint.json records both."""
 
 
-DataConfig = CorpusData | TextData | JSONLData | SeriesData | LabelledData
+class PairsData(_Data):
+    """Sources and what is to be made of them: JSON Lines with both, or text files whose lines belong together."""
+
+    kind: Literal["pairs"]
+    files: Files | None = None
+    """JSON Lines, one pair per line."""
+    source_field: str = "source"
+    """The member that holds the source: a text, or a list of vectors."""
+    target_field: str = "target"
+    """The member that holds the target, a text."""
+    source_files: Files | None = None
+    """In place of `files`: text files with a source per line."""
+    target_files: Files | None = None
+    """Text files with as many lines, the targets; taken in the order of their names, as the sources are."""
+
+    @model_validator(mode="after")
+    def _one_way_to_give_pairs(self) -> PairsData:
+        if (self.source_files is None) != (self.target_files is None):
+            raise ValueError("source_files and target_files go together")
+        if (self.files is None) == (self.source_files is None):
+            raise ValueError("give files (JSON Lines), or source_files and target_files (parallel lines)")
+        return self
+
+
+DataConfig = CorpusData | TextData | JSONLData | SeriesData | PairsData | LabelledData
 
 
 class CharacterTokenizer(Section):

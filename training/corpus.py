@@ -27,10 +27,9 @@ def read_texts(data: CorpusData | TextData | JSONLData) -> list[str]:
     if isinstance(data, CorpusData):
         documents = python_docs()
     elif isinstance(data, TextData):
-        documents = [_read_text(path) for path in expand(data.files)]
+        documents = [read_text(path) for path in expand(data.files)]
     else:
-        records = (record for path in expand(data.files) for record in read_records(path))
-        documents = [text_member(record, data.text_field, place, "data.text_field") for place, record in records]
+        documents = [text for path in expand(data.files) for text in _read_jsonl(path, data.text_field)]
     documents = [text for text in documents if text]
     if not documents:
         raise ConfigError("data.files: the files hold no text")
@@ -74,15 +73,15 @@ def read_series(data: SeriesData) -> list[Series]:
     return series
 
 
-def expand(patterns: Sequence[str]) -> list[Path]:
-    """The files that match, sorted. Raises ConfigError for a pattern that matches none."""
+def expand(patterns: Sequence[str], setting: str = "data.files") -> list[Path]:
+    """The files that paths and glob patterns name, sorted. Raises ConfigError, naming the setting, for none."""
     paths: set[Path] = set()
     for pattern in patterns:
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207 # Path.glob takes no absolute pattern
         # A name with brackets is a pattern to glob, and may be a file all the same.
         found = [path for path in found or [Path(pattern)] if path.is_file()]
         if not found:
-            raise ConfigError(f"data.files: {pattern!r} matches no file (working directory: {Path.cwd()})")
+            raise ConfigError(f"{setting}: {pattern!r} matches no file (working directory: {Path.cwd()})")
         paths.update(found)
     return sorted(paths)
 
@@ -94,7 +93,8 @@ def _read_bytes(path: Path) -> bytes:
         raise ConfigError(f"data.files: {path} cannot be read: {error.strerror}") from error
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's UTF-8 text. Raises ConfigError."""
     content = _read_bytes(path)
     try:
         return content.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
@@ -105,10 +105,15 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
+def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
+    for place, record in read_records(path):
+        yield text_member(record, text_field, place, "data.text_field")
+
+
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object of a JSON Lines file, and its place to name in errors. Raises ConfigError where one is none."""
+    """Every object of a JSON Lines file, with its place for errors. Raises ConfigError for what is no object."""
     # Not splitlines(), which also splits at characters that JSON allows inside a string.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             place = f"{path}, line {number}"
             yield place, _parse_line(line, place)
@@ -120,20 +125,20 @@ def _parse_line(line: str, place: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{place}: not valid JSON: {error}") from error
     if not isinstance(record, dict):
-        raise ConfigError(f"{place}: each line must hold an object, and it is a {type(record).__name__}")
+        raise ConfigError(f"{place}: must be a JSON object, but it is a {type(record).__name__}")
     return record
 
 
-def member(record: dict[str, Any], field: str, place: str, option: str) -> Any:
-    """A member of a line's object; `option` is the setting that names it. Raises ConfigError where it is absent."""
+def member(record: dict[str, Any], field: str, place: str, setting: str) -> Any:
+    """The member of an object. Raises ConfigError, naming the setting that chooses it, where there is none."""
     if field not in record:
-        raise ConfigError(f"{place}: no member {field!r} (it has {', '.join(record) or 'none'}); set {option}")
+        raise ConfigError(f"{place}: no member {field!r} (it has {', '.join(record)}); set {setting}")
     return record[field]
 
 
-def text_member(record: dict[str, Any], field: str, place: str, option: str) -> str:
-    """A member that must be a text. Raises ConfigError where it is none."""
-    text = member(record, field, place, option)
+def text_member(record: dict[str, Any], field: str, place: str, setting: str) -> str:
+    """The member of an object that is a text. Raises ConfigError where it is none."""
+    text = member(record, field, place, setting)
     if not isinstance(text, str):
         raise ConfigError(f"{place}: {field!r} must be a string, got {type(text).__name__}")
     try:
@@ -160,7 +165,7 @@ def _array_kind(values: object) -> str:
 def _read_csv(path: Path, columns: Sequence[str] | None) -> Series:
     rows = [
         (number, row)
-        for number, row in enumerate(csv.reader(_read_text(path).splitlines()), start=1)
+        for number, row in enumerate(csv.reader(read_text(path).splitlines()), start=1)
         if any(cell.strip() for cell in row)
     ]
     if not rows:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from statewise.errors import ConfigError
+from statewise.model_spec import ModelSpec
 from training.corpus import Series
 
 Body = TypeVar("Body", str, Series)
@@ -118,6 +119,14 @@ class Chunks:
     def num_predictions(self) -> int:
         """Items predicted in one pass."""
         return int(self.lengths.sum())
+
+    def check_fits(self, spec: ModelSpec) -> None:
+        """Raise ConfigError where a chunk is longer than the model takes."""
+        if spec.max_positions is not None and self.sequence_length > spec.max_positions:
+            raise ConfigError(
+                f"trainer.sequence_length: {self.sequence_length} items do not fit the model's {spec.max_positions} "
+                "positions; lower it, or raise model.max_positions"
+            )
 
     def batch(self, indices: Tensor) -> Batch:
         """Return these chunks, right-padded with zeros."""

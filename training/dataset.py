@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,13 @@ from statewise.errors import ConfigError
 from statewise.model_spec import RealInput, TokenInput
 from statewise.plugins import DataSpec, item_size
 from training.checkpoint import Standardization
-from training.config import LabelledData, SeriesData, TrainConfig
+from training.config import LabelledData, PairsData, SeriesData, TrainConfig
 from training.corpus import read_series, read_texts
 from training.data import Chunks, Document, Items, split
 from training.labelled.prepare import prepare_labelled
 from training.labelled.sequences import LabelledSequences
+from training.pairs.batches import Pairs
+from training.pairs.reading import Pair, read_pairs, split_pairs
 from training.tokenizers import TextEncoder, make_encoder
 
 
@@ -26,8 +28,8 @@ from training.tokenizers import TextEncoder, make_encoder
 class Dataset:
     """Training and held-out data of one run."""
 
-    train: Chunks | LabelledSequences
-    held_out: Chunks | LabelledSequences
+    train: Chunks | Pairs | LabelledSequences
+    held_out: Chunks | Pairs | LabelledSequences
     train_documents: list[Items]
     """Each with its special tokens, if it has any."""
     held_out_documents: list[Items]
@@ -57,11 +59,13 @@ def prepare(config: TrainConfig) -> Dataset:
         return _prepare_series(config, config.data)
     if isinstance(config.data, LabelledData):
         return _prepare_labelled(config, config.data)
+    if isinstance(config.data, PairsData):
+        return _prepare_pairs(config, config.data)
     return _prepare_text(config)
 
 
 def _prepare_text(config: TrainConfig) -> Dataset:
-    assert not isinstance(config.data, SeriesData | LabelledData)
+    assert not isinstance(config.data, SeriesData | PairsData | LabelledData)
     train, held_out = split(read_texts(config.data), config.data.held_out, config.data.split_seed)
     # Fitted to the training part alone: the held-out text must be as unseen as any other.
     encoder = make_encoder(config.text_tokenizer, [document.body for document in train])
@@ -105,6 +109,31 @@ def _prepare_labelled(config: TrainConfig, data: LabelledData) -> Dataset:
         encoder=parts.encoder,
         standardization=parts.standardization,
     )
+
+
+def _prepare_pairs(config: TrainConfig, data: PairsData) -> Dataset:
+    train, held_out = split_pairs(read_pairs(data), data.held_out, data.split_seed)
+    texts = [text for pair in train for text in (pair.source, pair.target) if isinstance(text, str)]
+    encoder = make_encoder(config.text_tokenizer, texts)
+    if encoder.special_tokens.start is None or encoder.special_tokens.end is None:
+        raise ConfigError("tokenizer: pairs need a token before and behind every target; name both as start and end")
+    sides = [_encode_pairs(pairs, encoder) for pairs in (train, held_out)]
+    tokens, source = TokenInput(vocabulary_size=encoder.vocabulary_size), train[0].source
+    return Dataset(
+        *sides,
+        train_documents=sides[0].documents,
+        held_out_documents=sides[1].documents,
+        spec=DataSpec(tokens, source=tokens if isinstance(source, str) else RealInput(features=source.shape[1])),
+        sha256=_fingerprint([*sides[0].documents, *sides[0].sources, *sides[1].documents, *sides[1].sources]),
+        encoder=encoder,
+        held_out_characters=sum(len(pair.target) for pair in held_out),
+    )
+
+
+def _encode_pairs(pairs: Sequence[Pair], encoder: TextEncoder) -> Pairs:
+    targets = [_encode(Document(pair.target), encoder) for pair in pairs]
+    sources = [encoder.encode(pair.source) if isinstance(pair.source, str) else pair.source for pair in pairs]
+    return Pairs(targets, sources, [pair.place for pair in pairs])
 
 
 def _dataset(config: TrainConfig, train: list[Items], held_out: list[Items], **fields: object) -> Dataset:

@@ -1,17 +1,21 @@
-"""The reference decoder: PyTorch, eager, the rules of statewise.sampling. What the served model is held against."""
+"""The reference decoder: PyTorch, eager, the rules of statewise.sampling and statewise.mixture.
+
+What the served model is held against.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from statewise import sampling
-from statewise.model_spec import ModelSpec, TokenInput
-from statewise.sampling import SamplingParams, Uniforms
+from statewise import mixture, sampling
+from statewise.model_spec import HeadSpec, MixtureHead, ModelSpec, ValueHead
+from statewise.sampling import SamplingParams
 from training.state import encoded_state, zero_state
 
 Items = NDArray[np.int64] | NDArray[np.float32]
@@ -26,7 +30,7 @@ class ReferenceDecoder:
 
     @torch.inference_mode()
     def outputs(self, rows: Sequence[Items], sources: Sequence[Items] | None = None) -> list[NDArray[np.float32]]:
-        """Outputs at every position of every row, `[time, vocabulary_size or features]` each (teacher forcing).
+        """Outputs at every position of every row, `[time, output_size]` each (teacher forcing).
 
         `sources`: of each row, `[source]` or `[source, features]`, where the model has one.
         """
@@ -49,7 +53,7 @@ class ReferenceDecoder:
         """
         items, lengths = _pad(prompts)
         state = self._first_state(len(prompts), items.shape[1] + num_items, sources)
-        uniforms = [Uniforms(p.seed or 0).take(0, num_items) for p in params]
+        noise = [mixture.noise_of(self.spec.head, p.seed or 0).take(0, num_items) for p in params]
         chosen: list[list[NDArray[np.generic]]] = [[] for _ in prompts]
         seen: list[list[NDArray[np.float32]]] = [[] for _ in prompts]
         for position in range(num_items):
@@ -57,7 +61,9 @@ class ReferenceDecoder:
             last = hidden[torch.arange(len(prompts)), lengths - 1]
             for row, output in enumerate(self.module.head(last).numpy()):
                 seen[row].append(output)
-                chosen[row].append(self._next(output, params[row], prompts[row], chosen[row], uniforms[row][position]))
+                drawn_with = noise[row][position]
+                item = next_item(self.spec.head, output, params[row], prompts[row], chosen[row], drawn_with)
+                chosen[row].append(item)
             items, lengths = _pad([np.stack(row[-1:]) for row in chosen])
         return [np.stack(row) for row in chosen], [np.stack(row) for row in seen]
 
@@ -66,18 +72,22 @@ class ReferenceDecoder:
             return zero_state(self.spec, num_rows, num_positions)
         return encoded_state(self.module, self.spec, *_pad(sources), num_positions)
 
-    def _next(
-        self,
-        output: NDArray[np.float32],
-        params: SamplingParams,
-        prompt: Items,
-        chosen: Sequence[NDArray[np.generic]],
-        uniform: np.float32,
-    ) -> NDArray[np.generic]:
-        if not isinstance(self.spec.input, TokenInput):
-            return output
-        adjusted = sampling.adjust_logits(output, params, prompt.tolist(), [int(token) for token in chosen])
-        return np.asarray(sampling.choose(adjusted, params, uniform), np.int64)
+
+def next_item(
+    head: HeadSpec,
+    output: NDArray[np.float32],
+    params: SamplingParams,
+    prompt: Items,
+    chosen: Sequence[NDArray[np.generic]],
+    noise: Any,
+) -> NDArray[np.generic]:
+    """The item after those chosen so far, from an output `[output_size]` and the noise of its position."""
+    if isinstance(head, MixtureHead):
+        return mixture.choose(output, head, params.temperature, noise)
+    if isinstance(head, ValueHead):
+        return output
+    adjusted = sampling.adjust_logits(output, params, prompt.tolist(), [int(token) for token in chosen])
+    return np.asarray(sampling.choose(adjusted, params, noise), np.int64)
 
 
 def _pad(rows: Sequence[Items]) -> tuple[Tensor, Tensor]:

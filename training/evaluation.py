@@ -8,13 +8,22 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from training.baselines import bigram_bits, last_value_error, mean_value_error, unigram_bits
+from training.baselines import (
+    bigram_bits,
+    independent_nats,
+    last_value_error,
+    last_value_nats,
+    mean_value_error,
+    unigram_bits,
+)
 from training.checkpoint import Checkpoint
 from training.data import Chunks, InOrder
 from training.dataset import Dataset
 from training.labelled.figures import LabelFigures
 from training.labelled.measure import answer_figures
 from training.module import run_batch
+from training.pairs.batches import Pairs
+from training.pairs.exact_match import exact_match
 
 
 class Summary(BaseModel):
@@ -34,6 +43,10 @@ class Summary(BaseModel):
     held_out_items: int
     held_out_characters: int | None = None
     bits_per_character: float | None = None
+    exact_match: float | None = None
+    """Pairs: share of held-out sources whose greedy output is the target."""
+    exact_match_pairs: int | None = None
+    """Pairs that were decoded for it."""
     baselines: dict[str, float]
     """By the same measure: bits per character for text, accuracy for labels, else the validation loss."""
     accuracy: float | None = None
@@ -72,10 +85,17 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[s
     if dataset.is_labelled:
         return {**figures, **answer_figures(checkpoint, dataset, batch_size)}
     train, held_out, size = dataset.train_documents, dataset.held_out_documents, dataset.item_size
+    if checkpoint.plugin.spec(checkpoint.config).head.kind == "mixture":
+        baselines = {"random_walk": last_value_nats(train, held_out), "gaussian": independent_nats(train, held_out)}
+        return {**figures, "unit": "nats per item", "baselines": baselines}
     if dataset.held_out_characters is None:
         baselines = {"last_value": last_value_error(held_out), "mean": mean_value_error(train, held_out)}
         return {**figures, "unit": "squared error per value", "baselines": baselines}
     characters = dataset.held_out_characters
+    if isinstance(dataset.held_out, Pairs):
+        spec = checkpoint.plugin.spec(checkpoint.config)
+        share, count = exact_match(checkpoint.module, spec, dataset.held_out, batch_size)
+        figures |= {"exact_match": share, "exact_match_pairs": count}
     return {
         **figures,
         "unit": "nats per item",

@@ -14,13 +14,15 @@ from torch import nn
 from statewise.errors import ConfigError
 from statewise.manifest import SpecialTokens
 from statewise.plugins import PluginConfig
-from training.checkpoint import MAX_HELD_OUT, Items, load_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.dataset import Dataset
 from training.evaluation import Summary, measure
 from training.files import write_atomically
+from training.held_out import MAX_ITEMS, Items, Pair
 from training.labelled.picture import plot_confusion
 from training.module import TrainingModule
+from training.pairs.batches import Pairs
 from training.plots import collect, plot, write_csv
 from training.run_folder import RunFolder
 from training.weights import load_weights
@@ -90,9 +92,11 @@ def _save(run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: 
     )
 
 
-def _held_out(dataset: Dataset) -> Items:
-    """The beginning of the held-out data, in the series' own units."""
-    items = np.concatenate(dataset.held_out_documents)[:MAX_HELD_OUT]
+def _held_out(dataset: Dataset) -> Items | list[Pair]:
+    """The held-out data, in the series' own units."""
+    if isinstance(dataset.held_out, Pairs):
+        return list(zip(dataset.held_out.sources, dataset.held_out.documents, strict=True))
+    items = np.concatenate(dataset.held_out_documents)[:MAX_ITEMS]
     scale = dataset.standardization
     if scale is None:
         return items

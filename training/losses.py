@@ -3,12 +3,21 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from statewise.model_spec import HeadSpec, MixtureHead
+from training.mixture import log_density
 
-def next_item_loss(output: Tensor, targets: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
+
+def next_item_loss(
+    output: Tensor, targets: Tensor, mask: Tensor, label_smoothing: float = 0.0, head: HeadSpec | None = None
+) -> Tensor:
     """Cross-entropy in nats per token, or squared error per vector element; over the items that `mask` marks.
 
+    Where the head is a mixture, negative log-density in nats per vector.
     `label_smoothing` is the share of a target token's probability that is spread over the whole vocabulary.
     """
+    output, targets = output[mask], targets[mask]
+    if isinstance(head, MixtureHead):
+        return -log_density(output, targets, head).mean()
     if targets.is_floating_point():
-        return F.mse_loss(output[mask], targets[mask])
-    return F.cross_entropy(output[mask], targets[mask], label_smoothing=label_smoothing)
+        return F.mse_loss(output, targets)
+    return F.cross_entropy(output, targets, label_smoothing=label_smoothing)

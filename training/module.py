@@ -45,11 +45,18 @@ def run_batch(module: nn.Module, spec: ModelSpec, batch: Batch) -> Tensor:
     if not spec.generates:
         output: Tensor = module.head(module(_cast(batch.items, dtype), batch.lengths, ())[0])
         return output
-    if batch.source is None:
+    if spec.source is None:
         return unroll(module, spec, batch.items)
-    source, num_positions = _cast(batch.source, dtype), batch.items.shape[1]
-    state = encoded_state(module, spec, source, batch.source_lengths, num_positions)
+    source, source_lengths = _source(module, batch)
+    state = encoded_state(module, spec, _cast(source, dtype), source_lengths, batch.items.shape[1])
     return unroll(module, spec, batch.items, state)
+
+
+def _source(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The batch's sources and their lengths; where the data has none, what an autoencoder makes of the items."""
+    if batch.source is not None:
+        return batch.source, batch.source_lengths
+    return module.embed(batch.items, batch.lengths)[:, None], torch.ones_like(batch.lengths)
 
 
 def _cast(items: Tensor, dtype: torch.dtype) -> Tensor:

@@ -33,7 +33,7 @@ def collect(logs: Path) -> list[Row]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One row per logged step; cells that were not measured there are empty, and runs without labels have no accuracy."""
+    """One row per logged step; what was not measured there is empty, and accuracy is of labels alone."""
     text = io.StringIO()
     columns = [name for name in COLUMNS if name != "validation_accuracy" or any(name in row for row in rows)]
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from statewise.mixture import log_density
+from statewise.model_spec import MixtureHead
 from statewise.sampling import log_softmax
 from training.decoding import ReferenceDecoder
 
@@ -42,5 +44,7 @@ class ReferencePredictor:
 
     def log_probabilities(self, outputs: NDArray[np.float32], row: Array) -> NDArray[np.float32]:
         """Of each item but the first, `[time - 1]`, by the outputs `[time, size]` at those before it."""
+        if isinstance(self.spec.head, MixtureHead):
+            return np.asarray(log_density(outputs[:-1], row[1:], self.spec.head), np.float32)
         every = log_softmax(outputs[:-1].astype(np.float64))
         return every[np.arange(len(row) - 1), row[1:]].astype(np.float32)

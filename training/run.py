@@ -147,12 +147,8 @@ def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: D
     settings: PluginConfig = validate(plugin.config_class, raw, source="the configuration", prefix="model")
     spec = plugin.spec(settings)
     _check_fits(config, spec, dataset.spec)
-    limit, length = spec.max_positions, config.trainer.sequence_length
-    if limit is not None and length > limit:
-        raise ConfigError(
-            f"trainer.sequence_length: {length} items do not fit the model's {limit} positions; "
-            "lower it, or raise model.max_positions"
-        )
+    for part in (dataset.train, dataset.held_out):
+        part.check_fits(spec)
     return settings
 
 
@@ -160,7 +156,8 @@ def _check_fits(config: TrainConfig, model: ModelSpec, data: DataSpec) -> None:
     """Hold what the family learns against what the data teaches."""
     gives_value = not model.generates and model.head.kind == "value"
     learns = _task(
-        has_source=model.source is not None,
+        # A model that embeds what it generates makes its sources itself: an autoencoder.
+        has_source=model.source is not None and model.embedding is None,
         has_labels=not model.generates and not gives_value,
         has_values=gives_value,
     )

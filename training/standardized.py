@@ -7,15 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from statewise.mixture import in_other_units
+from statewise.model_spec import HeadSpec
+
 
 class Standardized(nn.Module):
     """A step function over raw vectors around one over standardised vectors (mean 0, deviation 1 per feature)."""
 
-    def __init__(self, module: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> None:
+    def __init__(self, module: nn.Module, head: HeadSpec, mean: Sequence[float], deviation: Sequence[float]) -> None:
         super().__init__()
         self.module = module
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("deviation", torch.tensor(deviation))
+        factor, shift = (torch.from_numpy(part).float() for part in in_other_units(head, mean, deviation))
+        self.register_buffer("factor", factor)
+        self.register_buffer("shift", shift)
 
     def forward(self, items: Tensor, lengths: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Hidden vectors and new state of the module inside; items float32 `[row, time, features]`, raw."""
@@ -33,5 +39,5 @@ class Standardized(nn.Module):
         return self.module.inspect((items - self.mean) / self.deviation, lengths)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Raw values `[..., features]`."""
-        return self.module.head(hidden) * self.deviation + self.mean
+        """Values, or a mixture's parameters, of raw vectors, `[..., output_size]`."""
+        return self.module.head(hidden) * self.factor + self.shift

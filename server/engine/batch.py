@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,22 @@ class Outcome:
     """Prompt items that the run has read; 0 where the sequence decodes."""
 
 
+def encode(runner: Runner, plan: Plan, running: list[Sequence]) -> int:
+    """Give the rows whose prompts are about to be read the state that their sources give; returns the items read."""
+    num_items = 0
+    beginning = running[plan.num_decoding :][: len(plan.chunk_lengths)]
+    for is_left, group in groupby(beginning, lambda sequence: sequence.num_source_left > 0):
+        if not is_left:
+            continue
+        sequences = list(group)
+        rows = slice(sequences[0].row, sequences[-1].row + 1)
+        runner.encode(rows, [sequence.request.source for sequence in sequences if sequence.request.source is not None])
+        for sequence in sequences:
+            num_items += sequence.num_source_left
+            sequence.num_source_left = 0
+    return num_items
+
+
 def decode(runner: Runner, plan: Plan, running: list[Sequence]) -> list[Outcome]:
     """Make items for all decoding sequences; in a mixed step also read a chunk of the first prompt behind them."""
     decoding = running[: plan.num_decoding]
@@ -33,13 +50,13 @@ def decode(runner: Runner, plan: Plan, running: list[Sequence]) -> list[Outcome]
     items = np.array([sequence.last_item for sequence in decoding])[:, None]
     if not plan.is_mixed:
         _set_adjustments(runner, decoding)
-        uniforms = _uniforms(decoding, plan.num_decode_steps)
-        result = runner.decode(plan.num_decoding, items, uniforms, num_rows=len(running))
+        noise = _noise(runner, decoding, plan.num_decode_steps)
+        result = runner.decode(plan.num_decoding, items, noise, num_rows=len(running))
         return _outcomes(decoding, result)
     everyone, length = running[: plan.num_decoding + 1], plan.chunk_lengths[0]
     _set_adjustments(runner, everyone)
     chunk = _next_items(everyone[-1], length)[None]
-    result = runner.mixed(plan.num_decoding, items, chunk, _uniforms(everyone, 1), num_rows=len(running))
+    result = runner.mixed(plan.num_decoding, items, chunk, _noise(runner, everyone, 1), num_rows=len(running))
     return _outcomes(everyone, result, (*(0 for _ in decoding), length))
 
 
@@ -56,7 +73,7 @@ def prefill(runner: Runner, plan: Plan, running: list[Sequence]) -> list[Outcome
         items[row, :length] = _next_items(sequence, length)
     _set_adjustments(runner, sequences)
     rows = slice(first, first + len(sequences))
-    result = runner.step(rows, items, np.array(lengths), _uniforms(sequences, 1), num_rows=len(running))
+    result = runner.step(rows, items, np.array(lengths), _noise(runner, sequences, 1), num_rows=len(running))
     return _outcomes(sequences, result, lengths)
 
 
@@ -72,12 +89,10 @@ def _next_items(sequence: Sequence, length: int) -> NDArray[Any]:
     return sequence.request.prompt[sequence.num_prefilled :][:length]
 
 
-def _uniforms(sequences: list[Sequence], count: int) -> NDArray[np.float32]:
-    numbers = np.zeros((len(sequences), count), np.float32)
-    for row, sequence in enumerate(sequences):
-        if not sequence.request.sampling.is_greedy:
-            numbers[row] = sequence.uniforms.take(sequence.num_output, count)
-    return numbers
+def _noise(runner: Runner, sequences: list[Sequence], count: int) -> NDArray[np.float32]:
+    """What the next items of sequences in neighbouring rows are drawn with."""
+    rows = slice(sequences[0].row, sequences[-1].row + 1)
+    return runner.sampler.noise(rows, [sequence.num_output for sequence in sequences], count)
 
 
 def _set_adjustments(runner: Runner, sequences: list[Sequence]) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer
 
-from server.engine.batch import Outcome, decode, prefill
+from server.engine.batch import Outcome, decode, encode, prefill
+from server.engine.beams import Beam, sequence_of
 from server.engine.limits import Limits
 from server.engine.prefix_cache import PrefixCache
 from server.engine.request import Channel, Delta, GenerationRequest, Stream
@@ -25,6 +26,7 @@ from statewise.bundle import Bundle
 from statewise.errors import (
     CancelledError,
     DeadlineExceededError,
+    InvalidRequestError,
     OverloadedError,
     StatewiseError,
     UnavailableError,
@@ -60,7 +62,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.limits = Limits.of(settings, manifest.model)
         self.memory = memory
-        self.prefixes = PrefixCache.of(settings, memory)
+        self.prefixes = PrefixCache.of(settings, memory, manifest.model)
         self.stats = EngineStats()
         self._runner = runner
         self._scheduler = Scheduler(runner, settings, memory, self.prefixes)
@@ -135,7 +137,8 @@ class Engine:
         """
         self.limits.check(request, self.manifest.model, has_tokenizer=self.tokenizer is not None)
         stream = Stream(request, channel)
-        sequence = Sequence(stream, self.tokenizer)
+        sequence = sequence_of(stream, self.tokenizer)
+        self._check_rows(sequence)
         with self._lock:
             self._check_room(sequence)
             self._scheduler.waiting.append(sequence)
@@ -168,21 +171,30 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(CLOSE_TIMEOUT_SECONDS)
 
+    def _check_rows(self, sequence: Sequence) -> None:
+        num_rows = self.memory.rows_at(self.memory.capacity_for(sequence.num_positions))
+        if sequence.num_rows > num_rows:
+            raise InvalidRequestError(
+                f"{sequence.num_rows} beams need as many rows of {sequence.num_positions} positions, and this server "
+                f"has room for {num_rows}; ask for fewer beams, or for fewer items",
+                field="beam_search.num_beams",
+            )
+
     def _check_room(self, sequence: Sequence) -> None:
         if not self._accepting:
             raise UnavailableError(f"model {self.manifest.name!r} is stopping; try another replica")
         if self._failure is not None:
             raise UnavailableError(f"model {self.manifest.name!r} has failed: {self._failure}")
         waiting, limits = self._scheduler.waiting, self.limits
-        if len(waiting) >= limits.max_waiting + self._scheduler.num_free(sequence, *waiting):
+        if self._scheduler.num_left_waiting(sequence) > limits.max_waiting:
             raise OverloadedError(
                 f"model {self.manifest.name!r}: {self.num_running} streams run and {len(waiting)} requests wait "
                 f"(limit {limits.max_waiting}); retry later"
             )
-        queued = sum(len(other.request.prompt) for other in waiting)
-        if waiting and queued + len(sequence.request.prompt) > limits.max_waiting_tokens:
+        queued = sum(other.request.num_items for other in waiting)
+        if waiting and queued + sequence.request.num_items > limits.max_waiting_tokens:
             raise OverloadedError(
-                f"model {self.manifest.name!r}: {queued} prompt items wait "
+                f"model {self.manifest.name!r}: {queued} items of prompts wait "
                 f"(limit {limits.max_waiting_tokens}); retry later"
             )
 
@@ -252,8 +264,10 @@ class Engine:
         running = self._scheduler.running
         involved = running[: plan.num_decoding + len(plan.chunk_lengths)]
         try:
+            self.stats.num_source_items += encode(self._runner, plan, running)
+            decoding = time.monotonic()
             decoded = decode(self._runner, plan, running)
-            self._step_seconds = (time.monotonic() - started) / plan.num_decode_steps if decoded else 0.0
+            self._step_seconds = (time.monotonic() - decoding) / plan.num_decode_steps if decoded else 0.0
             for outcome in (*decoded, *prefill(self._runner, plan, running)):
                 self._commit(outcome)
         except Exception as error:
@@ -268,17 +282,24 @@ class Engine:
     def _commit(self, outcome: Outcome) -> None:
         """Move a sequence on; frees its row where that was its last item."""
         sequence = outcome.sequence
+        if sequence.row < 0:
+            return  # another beam of the same search has failed in this step
         if outcome.num_prompt_items:
             self._commit_chunk(outcome)
             if sequence.num_prompt_left:
                 return
         delta = sequence.append(outcome.result, outcome.row)
+        if outcome.num_prompt_items and sequence.request.keeps_state:
+            delta.state = self._runner.pool.save_row(sequence.row)
         self.stats.num_output_items += len(delta.items)
-        self._tell(sequence, delta)
+        self._tell(sequence.stream, delta)
         if delta.is_last:
             self._scheduler.release(sequence)
-        elif outcome.num_prompt_items:
+            return
+        if outcome.num_prompt_items:
             self._scheduler.start_decoding(sequence)
+        if isinstance(sequence, Beam):
+            self._scheduler.follow(sequence)
 
     def _commit_chunk(self, outcome: Outcome) -> None:
         outcome.sequence.num_prefilled += outcome.num_prompt_items
@@ -294,8 +315,8 @@ class Engine:
         return told
 
     def _fail_running(self, error: StatewiseError) -> None:
-        for sequence in self._scheduler.free_all():
-            self._tell(sequence, Delta(error=error))
+        for stream in {sequence.stream: None for sequence in self._scheduler.free_all()}:
+            self._tell(stream, Delta(error=error))
 
     def _fail(self, sequences: Iterable[Sequence], error: StatewiseError) -> None:
         for sequence in sequences:
@@ -305,14 +326,14 @@ class Engine:
                 self._scheduler.waiting.remove(sequence)
             else:
                 continue
-            self._tell(sequence, Delta(error=error))
+            self._tell(sequence.stream, Delta(error=error))
 
     def _all_sequences(self) -> list[Sequence]:
         return [*self._scheduler.running, *self._scheduler.waiting]
 
-    def _tell(self, sequence: Sequence, delta: Delta) -> None:
+    def _tell(self, stream: Stream, delta: Delta) -> None:
         if delta.items or delta.text or delta.is_last:
-            self._news[sequence.stream.channel].append((sequence.stream, delta))
+            self._news[stream.channel].append((stream, delta))
 
     def _deliver(self) -> None:
         news, self._news = self._news, defaultdict(list)

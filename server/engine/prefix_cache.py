@@ -17,6 +17,7 @@ from server.engine.sequence import ROOT, Sequence
 from server.engine.settings import EngineSettings
 from server.engine.state_memory import StateMemory
 from server.runtime.state_pool import SavedRow, StatePool, saved_bytes
+from statewise.model_spec import ModelSpec
 
 SHARE_OF_STATE_MEMORY = 0.25
 MOST_BY_DEFAULT = 2 * 2**30
@@ -45,8 +46,14 @@ class PrefixCache:
         self._chunks: OrderedDict[bytes, _Chunk] = OrderedDict()
 
     @classmethod
-    def of(cls, settings: EngineSettings, memory: StateMemory) -> PrefixCache:
-        """The cache of an engine under these settings."""
+    def of(cls, settings: EngineSettings, memory: StateMemory, spec: ModelSpec) -> PrefixCache:
+        """The cache of an engine under these settings.
+
+        It keeps nothing of a model with a source: what two such requests share is not told by their prompts, which are
+        short besides.
+        """
+        if spec.source is not None:
+            return cls(memory, settings.prefill_chunk, 0)
         default = min(int(memory.budget * SHARE_OF_STATE_MEMORY), MOST_BY_DEFAULT)
         budget = default if settings.prefix_memory is None else settings.prefix_memory
         return cls(memory, settings.prefill_chunk, budget)

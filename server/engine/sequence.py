@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from server.engine.request import Delta, FinishReason, Stream, TokenLogProbability
 from server.runtime.adjustment import LogitAdjuster
 from server.runtime.runner import StepResult
+from server.runtime.state_pool import SavedRow, StatePool
 from statewise.errors import DataLossError
-from statewise.sampling import Uniforms
 from statewise.text import TextStream
 
 ROOT = b""
@@ -25,16 +25,37 @@ class Sequence:
         self.stream = stream
         self.request = stream.request
         self.row = -1
+        self.num_source_left = 0 if self.request.source is None else len(self.request.source)
+        """Items of the source that the state has not seen: all or none."""
         self.num_prefilled = 0
         """Prompt items already in the state."""
         self.prefix_key: bytes | None = ROOT
         """Under which the state after these items is saved; None where it is not."""
         self.num_output = 0
         self.last_item: Any = None
-        self.uniforms = Uniforms(self.request.sampling.seed or 0)
         self._reads_tokens = self.request.prompt.dtype == np.int64
         self._text = TextStream(tokenizer, self.request.stop_strings) if tokenizer and self._reads_tokens else None
         self.adjuster = LogitAdjuster(self.request.sampling, self.request.prompt.tolist() if self._reads_tokens else ())
+
+    @property
+    def members(self) -> tuple[Sequence, ...]:
+        """All that serve the same request, each with a row of its own."""
+        return (self,)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are kept for this sequence, its own included."""
+        return 1
+
+    @property
+    def num_top(self) -> int:
+        """Most probable tokens that a step is to report; -1 for no log-probabilities at all."""
+        return self.request.log_probabilities
+
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether each item must be seen before the next one is made."""
+        return self.adjuster.changes
 
     @property
     def num_positions(self) -> int:
@@ -50,6 +71,12 @@ class Sequence:
     def num_left(self) -> int:
         """Most items that may still be generated."""
         return self.request.max_tokens - self.num_output
+
+    def begin_after(self, start: SavedRow, pool: StatePool) -> None:
+        """Put a state that the request has brought into the sequence's row."""
+        pool.load_row(self.row, start)
+        self.num_prefilled = self.stream.num_cached = start.num_filled
+        self.prefix_key = None
 
     def append(self, result: StepResult, row: int) -> Delta:
         """Take the items that a run made for this sequence, `row` being its place in the run."""
@@ -89,9 +116,10 @@ class Sequence:
             delta.items = delta.items[: self._text.stopped_at - self.num_output]
             delta.finish_reason = "stop"
 
-    def _log_probabilities(self, result: StepResult, row: int, items: list[int]) -> list[TokenLogProbability]:
+    def _log_probabilities(self, result: StepResult, row: int, items: list[Any]) -> list[TokenLogProbability]:
         assert result.log_probabilities is not None
-        assert result.top_tokens is not None
+        if result.top_tokens is None:
+            return [TokenLogProbability(0, value) for value in result.log_probabilities[: len(items), row].tolist()]
         assert result.top_log_probabilities is not None
         num_top = self.request.log_probabilities
         return [

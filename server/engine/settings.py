@@ -30,7 +30,8 @@ class EngineSettings(BaseModel):
     """Most items of one prompt in one run, so that a long prompt does not stall running streams."""
 
     token_budget: int = Field(default=512, ge=1)
-    """Most prompt items in one step, over all its rows; one whole chunk is always taken."""
+    """Most prompt and source items in one step, over all its rows; one whole chunk, behind its whole source, is always
+    taken."""
 
     mixed_steps: bool = True
     """Whether a prompt's chunk is read in the run that decodes, where the bundle has a graph for it: more throughput
@@ -50,6 +51,9 @@ class EngineSettings(BaseModel):
 
     max_prompt_tokens: int = Field(default=65536, ge=1)
     """Longest prompt, the start token included."""
+
+    max_beams: int = Field(default=16, ge=2)
+    """Most beams of one beam search; each holds a row, so `max_rows` bounds them too."""
 
     max_stop_strings: int = Field(default=8, ge=0)
     """Most stop strings of one request."""

@@ -42,7 +42,7 @@ class StateMemory:
         """
         max_positions = Limits.of(settings, spec).max_positions if spec.has_caches else None
         budget = default_state_memory(device) if settings.state_memory is None else settings.state_memory
-        memory = cls(spec.state, settings.max_rows, max_positions or 0, budget)
+        memory = cls(spec.sized_state, settings.max_rows, max_positions or 0, budget)
         if not memory.rows_at(memory.max_positions):
             raise BundleError(memory._what_is_missing())
         return memory

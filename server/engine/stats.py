@@ -14,6 +14,8 @@ class EngineStats:
     """Of these, steps that read a prompt's chunk in the run that decodes."""
     num_prompt_items: int = 0
     """Read; those that were loaded are counted apart."""
+    num_source_items: int = 0
+    """Of sources, which are read whole before their prompts."""
     num_cached_items: int = 0
     num_output_items: int = 0
     busy_seconds: float = 0.0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 
 from server.runtime.device_memory import DeviceMemory
 from server.runtime.memory import HOST, Memory, bind, host_view
+from server.runtime.one_shot import bucket_of, pad_rows
 from server.runtime.onnx import onnxruntime
 from server.runtime.sampler_table import SamplerTable
 from server.runtime.sessions import create_session
 from server.runtime.state_pool import StatePool
 from statewise.bundle import Bundle
-from statewise.model_spec import ModelSpec, TokenInput
+from statewise.model_spec import InputSpec, ModelSpec, TokenInput
 
 Array = NDArray[Any]
 
@@ -31,12 +33,12 @@ class StepResult:
     items: Array
     """int64 `[K, row]` token ids, -1 where logits were not finite; or float32 `[K, row, features]`."""
     log_probabilities: NDArray[np.float32] | None = None
-    """`[K, row]`, of the chosen tokens; None where the input is not tokens."""
+    """`[K, row]`, of the chosen tokens or vectors; None where nothing is drawn."""
     top_tokens: NDArray[np.int64] | None = None
-    """`[K, row, n]`, most probable first."""
+    """`[K, row, n]`, most probable first; None where there are no tokens."""
     top_log_probabilities: NDArray[np.float32] | None = None
     outputs: NDArray[np.float32] | None = None
-    """`[row, size]`: logits or values of the last step, where asked for."""
+    """`[row, output_size]`: what the head gave in the last step, where asked for."""
 
     def is_finite(self, row: int) -> bool:
         """Whether no NaN or infinity of the row's state has reached its items."""
@@ -55,6 +57,7 @@ class Runner:
         max_rows: int,
         *,
         mixed: onnxruntime.InferenceSession | None = None,
+        encode: onnxruntime.InferenceSession | None = None,
         capacity: int | None = None,
         ragged_prefill: bool = True,
         memory: Memory = HOST,
@@ -62,11 +65,12 @@ class Runner:
         self.spec = spec
         capacity = (spec.max_positions or 0) if capacity is None else capacity
         # What takes ragged rows masks what lies behind each row's end; the other kind does not read it.
-        self.pool = StatePool(spec.state, max_rows, capacity, memory, reads_ahead=ragged_prefill)
-        self.sampler = SamplerTable(max_rows)
+        self.pool = StatePool(spec.sized_state, max_rows, capacity, memory, reads_ahead=ragged_prefill)
+        self.sampler = SamplerTable(max_rows, spec.head)
         self._step = step
         self._decode = decode
         self._mixed = mixed
+        self._encode = encode
         self._ragged_prefill = ragged_prefill
         self._bindings: dict[Hashable, onnxruntime.IOBinding] = {}
         self._bound_to: tuple[StatePool, int] | None = None
@@ -91,8 +95,8 @@ class Runner:
         """
         variant = bundle.variant(variant_name)
         device = device or variant.device
-        names = (variant.step, variant.decode, variant.mixed if with_mixed else None)
-        step, decode, mixed = (
+        names = (variant.step, variant.decode, variant.mixed if with_mixed else None, variant.encode)
+        step, decode, mixed, encode = (
             create_session(bundle.path(name), device=device, intra_op_threads=intra_op_threads) if name else None
             for name in names
         )
@@ -103,6 +107,7 @@ class Runner:
             decode,
             max_rows,
             mixed=mixed,
+            encode=encode,
             capacity=capacity,
             ragged_prefill=variant.ragged_prefill,
             memory=HOST if device == "cpu" else DeviceMemory(device),
@@ -120,21 +125,44 @@ class Runner:
 
     def warm_up(self) -> None:
         """Run every graph once on zeros: the first request does not pay for it, and a broken graph is seen now."""
-        items = np.zeros((1, 1, *self._item_shape), self._item_dtype)
-        self.step(slice(0, 1), items, np.ones(1, np.int64), np.zeros((1, 1), np.float32), num_rows=1)
+        items = _zeros(self.spec.input)
+        if self.spec.source is not None:
+            self.encode(slice(0, 1), [_zeros(self.spec.source)[0]])
+        self.step(slice(0, 1), items, np.ones(1, np.int64), self.sampler.no_noise(1, 1), num_rows=1)
         if self._decode is not None:
-            self.decode(1, items, np.zeros((1, 2), np.float32), num_rows=1)
+            self.decode(1, items, self.sampler.no_noise(1, 2), num_rows=1)
         if self._mixed is not None and self.pool.num_rows > 1:
-            self.mixed(1, items, items, np.zeros((2, 1), np.float32), num_rows=2)
+            self.mixed(1, items, items, self.sampler.no_noise(2, 1), num_rows=2)
             self.pool.clear_row(1)
         self.pool.clear_row(0)
+
+    def encode(self, rows: slice, sources: Sequence[Array]) -> None:
+        """Give rows, which are clear, the state that a model with a source begins from.
+
+        `sources`: of each row `[time]` or `[time, features]`, at least one item, at most `max_source_positions`. Rows
+        whose sources have the same padded length are encoded in one run, so that nothing depends on the company.
+        """
+        start, longest = rows.start, self.spec.max_source_positions
+        for width, group in groupby(sources, lambda source: bucket_of(len(source), longest)):
+            items, lengths = pad_rows(list(group), width)
+            self._run_encode(slice(start, start + len(items)), items, lengths)
+            start += len(items)
+
+    def _run_encode(self, rows: slice, source: Array, lengths: NDArray[np.int64]) -> None:
+        assert self._encode is not None
+        binding = self._encode.io_binding()
+        bind(binding.bind_input, "source", host_view(source))
+        bind(binding.bind_input, "source_lengths", host_view(lengths))
+        for name, buffer in self.pool.first_state.items():
+            bind(binding.bind_output, f"new_state.{name}", self.pool.memory.view(buffer, rows))
+        self._encode.run_with_iobinding(binding)
 
     def step(
         self,
         rows: slice,
         items: Array,
         lengths: NDArray[np.int64],
-        uniforms: NDArray[np.float32],
+        noise: NDArray[np.float32],
         *,
         num_rows: int,
         with_outputs: bool = False,
@@ -142,13 +170,14 @@ class Runner:
         """Feed new items to some rows and choose the item after each row's last one.
 
         `items` `[row, time]` or `[row, time, features]`, right-padded; `lengths` `[row]`, where a row with 0 keeps its
-        state and gives nothing of meaning; `uniforms` `[row, 1]`; `num_rows`: all rows in use.
+        state and gives nothing of meaning; `noise` `[row, 1, ...]`, as the sampler table gives it; `num_rows`: all rows
+        in use.
         """
         wanted = self._wanted(with_outputs=with_outputs)
         if (lengths != 1).any() and not self._takes_together(rows, items.shape[1]):
-            results = self._step_one_by_one(rows, items, lengths, uniforms, wanted, num_rows)
+            results = self._step_one_by_one(rows, items, lengths, noise, wanted, num_rows)
         else:
-            inputs = {"items": items, "lengths": lengths, **self._sampler_inputs(rows, uniforms)}
+            inputs = {"items": items, "lengths": lengths, **self.sampler.inputs(rows, noise)}
             results = self._run(self._step, {"": rows}, inputs, wanted)
             self.pool.commit(rows, num_rows, lengths)
         return _one_step(results, with_outputs=with_outputs)
@@ -164,7 +193,7 @@ class Runner:
         rows: slice,
         items: Array,
         lengths: NDArray[np.int64],
-        uniforms: NDArray[np.float32],
+        noise: NDArray[np.float32],
         wanted: list[str],
         num_rows: int,
     ) -> list[Array]:
@@ -172,7 +201,7 @@ class Runner:
 
         ONNX Runtime's GroupQueryAttention appends several items to one row only, and has no row without items.
         """
-        sampling = self._sampler_inputs(rows, uniforms)
+        sampling = self.sampler.inputs(rows, noise)
         results: list[list[Array] | None] = []
         for index, length in enumerate(lengths.tolist()):
             one = slice(index, index + 1)
@@ -185,17 +214,17 @@ class Runner:
         blank = [np.zeros_like(part) for part in next(result for result in results if result is not None)]
         return [np.concatenate(parts) for parts in zip(*(result or blank for result in results), strict=True)]
 
-    def decode(self, num_decoding: int, items: Array, uniforms: NDArray[np.float32], *, num_rows: int) -> StepResult:
+    def decode(self, num_decoding: int, items: Array, noise: NDArray[np.float32], *, num_rows: int) -> StepResult:
         """K single-item steps of rows 0..num_decoding-1, each step fed with the item before.
 
-        `items` `[row, 1]` or `[row, 1, features]`; `uniforms` `[row, K]`, K being 1 where the bundle has no decode
+        `items` `[row, 1]` or `[row, 1, features]`; `noise` `[row, K, ...]`, K being 1 where the bundle has no decode
         graph; `num_rows`: all rows in use.
         """
         rows = slice(0, num_decoding)
-        num_steps = uniforms.shape[1]
+        num_steps = noise.shape[1]
         if self._decode is None or num_steps == 1:
-            return self.step(rows, items, np.ones(num_decoding, np.int64), uniforms, num_rows=num_rows)
-        inputs = {"items": items, "steps": np.array(num_steps), **self._sampler_inputs(rows, uniforms)}
+            return self.step(rows, items, np.ones(num_decoding, np.int64), noise, num_rows=num_rows)
+        inputs = {"items": items, "steps": np.array(num_steps), **self.sampler.inputs(rows, noise)}
         results = self._run(self._decode, {"": rows}, inputs, self._wanted())
         self.pool.commit(rows, num_rows, num_steps)
         return StepResult(*results)
@@ -205,28 +234,28 @@ class Runner:
         num_decoding: int,
         items: Array,
         chunk: Array,
-        uniforms: NDArray[np.float32],
+        noise: NDArray[np.float32],
         *,
         num_rows: int,
         with_outputs: bool = False,
     ) -> StepResult:
         """One item of each of rows 0..num_decoding-1, and a chunk of a prompt for the row behind them, in one run.
 
-        `items` `[row, 1]` or `[row, 1, features]`, `chunk` `[1, time]` or `[1, time, features]`, `uniforms`
-        `[row + 1, 1]`; `num_rows`: all rows in use. Gives what `decode` and then `step` would, the weights being read
-        once.
+        `items` `[row, 1]` or `[row, 1, features]`, `chunk` `[1, time]` or `[1, time, features]`, `noise`
+        `[row + 1, 1, ...]`; `num_rows`: all rows in use. Gives what `decode` and then `step` would, the weights being
+        read once.
         """
         assert self._mixed is not None
         rows = slice(0, num_decoding + 1)
-        inputs = {"items": items, "chunk.items": chunk, **self._sampler_inputs(rows, uniforms)}
+        inputs = {"items": items, "chunk.items": chunk, **self.sampler.inputs(rows, noise)}
         parts = {"": slice(0, num_decoding), "chunk.": slice(num_decoding, num_decoding + 1)}
         results = self._run(self._mixed, parts, inputs, self._wanted(with_outputs=with_outputs))
         self.pool.commit(rows, num_rows, np.array([1] * num_decoding + [chunk.shape[1]]))
         return _one_step(results, with_outputs=with_outputs)
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Give `target` the state and the parameters of `source`."""
-        self.pool.copy_row(source, target)
+    def copy_row(self, source: int, target: int, *, with_memory: bool = True) -> None:
+        """Give `target` the state and the parameters of `source`; its memory too, unless that is the same already."""
+        self.pool.copy_row(source, target, with_memory=with_memory)
         self.sampler.copy_row(source, target)
 
     def swap_rows(self, one: int, other: int) -> None:
@@ -252,14 +281,14 @@ class Runner:
             bind(binding.bind_input, name, host_view(value))
         for name in wanted:
             binding.bind_output(name, "cpu")
-        self._bind_state(binding, "recurrent", parts)
+        self._bind_state(binding, {"recurrent"}, parts)
         session.run_with_iobinding(binding)
         return [value.numpy() for value in binding.get_outputs()[: len(wanted)]]
 
     def _binding(
         self, session: onnxruntime.InferenceSession, parts: dict[str, slice], wanted: list[str]
     ) -> onnxruntime.IOBinding:
-        """A binding that has the caches of these rows, which stay in their place from run to run."""
+        """A binding that has the caches and memories of these rows, which stay in their place from run to run."""
         if self._bound_to != (self.pool, self.pool.num_resizes) or len(self._bindings) == MAX_BINDINGS:
             self._bindings.clear()
             self._bound_to = (self.pool, self.pool.num_resizes)
@@ -268,45 +297,29 @@ class Runner:
             binding = session.io_binding()
             for name in wanted:  # before the state, for these to be the first outputs
                 binding.bind_output(name, "cpu")
-            self._bind_state(binding, "cache", parts)
+            self._bind_state(binding, {"cache", "memory"}, parts)
             self._bindings[key] = binding
         return self._bindings[key]
 
-    def _bind_state(self, binding: onnxruntime.IOBinding, kind: str, parts: dict[str, slice]) -> None:
+    def _bind_state(self, binding: onnxruntime.IOBinding, kinds: set[str], parts: dict[str, slice]) -> None:
         for spec in self.spec.state:
-            if spec.kind != kind:
+            if spec.kind not in kinds:
                 continue
             current, new = self.pool.buffers(spec.name)
             for prefix, rows in parts.items():
                 bind(binding.bind_input, f"{prefix}state.{spec.name}", self.pool.memory.view(current, rows))
-                bind(binding.bind_output, f"{prefix}new_state.{spec.name}", self.pool.memory.view(new, rows))
-
-    def _sampler_inputs(self, rows: slice, uniforms: NDArray[np.float32]) -> dict[str, Array]:
-        if not isinstance(self.spec.input, TokenInput):
-            return {}
-        ids, values = self.sampler.adjustment_arrays(rows)
-        return {
-            "sampling.parameters": self.sampler.parameters[rows],
-            "sampling.top_k": self.sampler.top_k[rows],
-            "sampling.adjust_ids": ids,
-            "sampling.adjust_values": values,
-            "sampling.num_top": self.sampler.num_top[rows].max(),
-            "sampling.uniforms": uniforms,
-        }
+                if new is not None:
+                    bind(binding.bind_output, f"{prefix}new_state.{spec.name}", self.pool.memory.view(new, rows))
 
     def _wanted(self, *, with_outputs: bool = False) -> list[str]:
-        names = ["next_items"]
-        if isinstance(self.spec.input, TokenInput):
-            names += ["log_probability", "top_tokens", "top_log_probabilities"]
-        return [*names, "output"] if with_outputs else names
+        return [*self.sampler.results, "output"] if with_outputs else [*self.sampler.results]
 
-    @property
-    def _item_shape(self) -> tuple[int, ...]:
-        return () if isinstance(self.spec.input, TokenInput) else (self.spec.input.features,)
 
-    @property
-    def _item_dtype(self) -> type[np.int64] | type[np.float32]:
-        return np.int64 if isinstance(self.spec.input, TokenInput) else np.float32
+def _zeros(reads: InputSpec) -> Array:
+    """One row of one item."""
+    if isinstance(reads, TokenInput):
+        return np.zeros((1, 1), np.int64)
+    return np.zeros((1, 1, reads.features), np.float32)
 
 
 def _one_step(results: list[Array], *, with_outputs: bool) -> StepResult:

@@ -54,7 +54,10 @@ class SavedRow:
 
 
 class StatePool:
-    """Recurrent state has two buffers, a run reading `current` and writing `next`; a cache is written in place."""
+    """Recurrent state has two buffers, a run reading `current` and writing `next`; a cache is written in place.
+
+    A memory is written by the run that makes it of a source, and then only read.
+    """
 
     def __init__(
         self,
@@ -73,17 +76,18 @@ class StatePool:
         self.capacity = capacity
         """Positions for which each row's caches have room."""
         self.num_resizes = 0
-        """How often the caches have moved."""
+        """How often caches and memories have moved."""
         self.current = self._allocate("recurrent")
         self.next = self._allocate("recurrent")
         self.caches = self._allocate("cache")
+        self.memories = self._allocate("memory")
         self.num_filled = np.zeros(num_rows, np.int64)
         """Positions of each row's caches that hold items."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        every = (self.current, self.next, self.caches)
+        every = (self.current, self.next, self.caches, self.memories)
         return sum(int(buffer.nbytes) for buffers in every for buffer in buffers.values())
 
     def resize(self, num_rows: int, capacity: int, num_rows_in_use: int) -> None:
@@ -101,11 +105,14 @@ class StatePool:
             shape = (num_rows, *spec.row_shape(capacity))
             if spec.kind == "cache":
                 self.caches[spec.name] = self._moved(self.caches[spec.name], shape, num_rows_in_use)
-            else:
-                current = self.memory.zeros(shape, spec.dtype)
-                if num_rows_in_use:
-                    self.memory.copy(self.current[spec.name], in_use, current, in_use)
-                self.current[spec.name], self.next[spec.name] = current, self.memory.zeros(shape, spec.dtype)
+                continue
+            buffers = self.current if spec.kind == "recurrent" else self.memories
+            moved = self.memory.zeros(shape, spec.dtype)
+            if num_rows_in_use:
+                self.memory.copy(buffers[spec.name], in_use, moved, in_use)
+            buffers[spec.name] = moved
+            if spec.kind == "recurrent":
+                self.next[spec.name] = self.memory.zeros(shape, spec.dtype)
         num_filled = np.zeros(num_rows, np.int64)
         num_filled[in_use] = self.num_filled[in_use]
         self.num_filled, self.num_rows, self.capacity = num_filled, num_rows, capacity
@@ -117,11 +124,18 @@ class StatePool:
             self.memory.copy_positions(cache, row, moved, row, count)
         return moved
 
-    def buffers(self, name: str) -> tuple[Buffer, Buffer]:
-        """Where a run reads a state tensor, and where it writes it."""
+    def buffers(self, name: str) -> tuple[Buffer, Buffer | None]:
+        """Where a run reads a state tensor, and where it writes it, if it does."""
         if name in self.caches:
             return self.caches[name], self.caches[name]
+        if name in self.memories:
+            return self.memories[name], None
         return self.current[name], self.next[name]
+
+    @property
+    def first_state(self) -> Buffers:
+        """Where a run writes what it makes of sources: the state that rows begin from, but for the caches."""
+        return self.current | self.memories
 
     def commit(self, rows: slice, num_rows: int, num_items: NDArray[np.int64] | int) -> None:
         """Make what a run wrote for `rows` current, `num_rows` being all rows in use, after so many items per row.
@@ -143,10 +157,10 @@ class StatePool:
         for cache in self.caches.values() if self.reads_ahead else ():
             self.memory.write(cache, row, np.zeros(cache.shape[1:], cache.dtype))
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Give `target` the state of `source`."""
+    def copy_row(self, source: int, target: int, *, with_memory: bool = True) -> None:
+        """Give `target` the state of `source`; its memory too, unless that is the same already."""
         self.num_filled[target] = self.num_filled[source]
-        for buffer in self.current.values():
+        for buffer in (self.first_state if with_memory else self.current).values():
             self.memory.copy(buffer, slice(source, source + 1), buffer, slice(target, target + 1))
         count = self.capacity if self.reads_ahead else int(self.num_filled[source])
         for cache in self.caches.values():
@@ -155,14 +169,14 @@ class StatePool:
     def save_row(self, row: int, start: int = 0) -> SavedRow:
         """A copy of the row's state, its caches from position `start` on."""
         count = int(self.num_filled[row])
-        tensors = {name: self.memory.read(buffer, row) for name, buffer in self.current.items()}
+        tensors = {name: self.memory.read(buffer, row) for name, buffer in self.first_state.items()}
         tensors |= {name: self.memory.read_positions(cache, row, start, count) for name, cache in self.caches.items()}
         return SavedRow(tensors, start, count)
 
     def load_row(self, row: int, saved: SavedRow) -> None:
         """Put back what `save_row` gave, into any row whose caches hold the positions before it."""
         self.num_filled[row] = saved.num_filled
-        for name, buffer in self.current.items():
+        for name, buffer in self.first_state.items():
             self.memory.write(buffer, row, saved.tensors[name])
         for name, cache in self.caches.items():
             self.memory.write_positions(cache, row, saved.start, saved.tensors[name])

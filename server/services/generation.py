@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from server.metrics import ServerMetrics
 from server.services.channel import LoopChannel, Mailbox
-from server.services.requests import read_request
+from server.services.requests import read_request, read_version
 from server.services.responses import model_of, response_of
-from statewise.errors import InvalidRequestError, NotFoundError, OverloadedError
+from statewise.errors import NotFoundError, OverloadedError
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceServicer
 
@@ -53,7 +53,7 @@ class GenerationService(GenerationServiceServicer):
         """Run one generation and stream it. Whatever ends the call, its row is free before the next step."""
         arrived = time.monotonic()
         with self._one_stream():
-            engine = self._repository.get(request.model, _version(request.version))
+            engine = self._repository.get(request.model, read_version(request.version))
             generation = await read_request(request, engine, context.time_remaining())
             mailbox = self._mailbox()
             stream = engine.submit(generation, self._channel)
@@ -70,7 +70,7 @@ class GenerationService(GenerationServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         """Describe one model, also a refused one."""
-        version = _version(request.version)
+        version = read_version(request.version)
         entries = [entry for entry in self._repository.entries() if entry.name == request.model]
         found = [entry for entry in entries if version in (0, entry.version)]
         if not found:
@@ -154,9 +154,3 @@ class _Progress:
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         return seconds
-
-
-def _version(version: int) -> int:
-    if version < 0:
-        raise InvalidRequestError(f"must be 0 (newest) or more, got {version}", field="version")
-    return version

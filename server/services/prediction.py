@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from server.services.forecast import ForecastLimits, forecast
 from server.services.predict import predict
 from server.services.score import score
 from statewise.v1 import prediction_pb2 as pb
@@ -18,8 +19,9 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["PredictionService"].full_name
 class PredictionService(PredictionServiceServicer):
     """Serves every model of a repository."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, forecast_limits: ForecastLimits) -> None:
         self._repository = repository
+        self._forecast_limits = forecast_limits
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:  # noqa: N802 - the rpc's name
         """Labels, tags, embeddings or values of whole sequences."""
@@ -28,3 +30,7 @@ class PredictionService(PredictionServiceServicer):
     async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
         """How probable a model finds given sequences, item by item."""
         return await score(request, self._repository, context.time_remaining())
+
+    async def Forecast(self, request: pb.ForecastRequest, context: Any) -> pb.ForecastResponse:  # noqa: N802
+        """Sample how a series goes on."""
+        return await forecast(request, self._repository, self._forecast_limits, context.time_remaining())

@@ -62,9 +62,9 @@ def _sampling(request: pb.GenerateRequest, engine: Engine) -> SamplingParams:
     seed = given.seed if given.HasField("seed") else secrets.randbits(32)
     if not request.HasField("sampling"):
         return SamplingParams(temperature=GREEDY.temperature, seed=seed)
-    if head.kind != "categorical":
+    if head.kind == "value":
         raise InvalidRequestError(
-            f"model {engine.manifest.name!r} gives real vectors, which are not sampled; leave it out",
+            f"model {engine.manifest.name!r} gives values, which are not sampled; leave it out",
             field="sampling",
         )
     if len(given.logit_bias) > MAX_LOGIT_BIAS_ENTRIES:
@@ -111,7 +111,7 @@ async def _prompt(request: pb.GenerateRequest, engine: Engine) -> NDArray[np.int
     if reads.kind == "real":
         if kind != "vectors" and request.WhichOneof("prompt"):
             raise InvalidRequestError(f"model {engine.manifest.name!r} reads vectors", field=kind)
-        return _vectors(request.vectors, reads.features, engine)
+        return read_vectors(request.vectors, reads.features, engine, "vectors")
     if kind == "vectors":
         raise InvalidRequestError(f"model {engine.manifest.name!r} reads tokens or text", field=kind)
     if kind == "tokens":
@@ -119,13 +119,21 @@ async def _prompt(request: pb.GenerateRequest, engine: Engine) -> NDArray[np.int
     return await _text(request.text, engine)
 
 
-def _vectors(given: pb.VectorSequence, features: int, engine: Engine) -> NDArray[np.float32]:
+def read_version(version: int) -> int:
+    """The version that a request names; 0 is the newest."""
+    if version < 0:
+        raise InvalidRequestError(f"must be 0 (newest) or more, got {version}", field="version")
+    return version
+
+
+def read_vectors(given: pb.VectorSequence, features: int, engine: Engine, name: str) -> NDArray[np.float32]:
+    """The vectors of the field of that name, float32 `[time, features]`, not too many for a prompt."""
     if given.features != features:
         raise InvalidRequestError(
             f"model {engine.manifest.name!r} reads {features} features, got {given.features}",
-            field="vectors.features",
+            field=f"{name}.features",
         )
-    field = "vectors.values"
+    field = f"{name}.values"
     if not given.values or len(given.values) % features:
         raise InvalidRequestError(
             f"must hold time x {features} numbers, time at least 1; got {len(given.values)}", field=field

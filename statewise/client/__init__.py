@@ -2,10 +2,12 @@
 
 from statewise.client.aio import AsyncChunkStream, AsyncClient
 from statewise.client.core import DEFAULT_ADDRESS, GenerateOptions
+from statewise.client.forecasting import ForecastOptions
 from statewise.client.sync import ChunkStream, Client
 from statewise.client.values import (
     Chunk,
     FinishReason,
+    Forecast,
     Generation,
     GenerationInfo,
     Model,
@@ -26,6 +28,8 @@ __all__ = [
     "ChunkStream",
     "Client",
     "FinishReason",
+    "Forecast",
+    "ForecastOptions",
     "GenerateOptions",
     "Generation",
     "GenerationInfo",

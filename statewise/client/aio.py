@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Self, Unpack
 
 import grpc
+from numpy.typing import ArrayLike
 
-from statewise.client import core
-from statewise.client.values import Chunk, Generation, Model, Prediction, Prompt, Score
+from statewise.client import core, forecasting
+from statewise.client.values import Chunk, Forecast, Generation, Model, Prediction, Prompt, Score
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceStub
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
@@ -102,6 +103,15 @@ class AsyncClient:
         with core.errors_mapped(self.address):
             response = await self._prediction_stub.Score(request, timeout=timeout or self._timeout)
         return core.scores_from(response)
+
+    async def forecast(
+        self, model: str, context: ArrayLike, horizon: int, **options: Unpack[forecasting.ForecastOptions]
+    ) -> Forecast:
+        """Sample how a series `[time, features]`, or `[time]` of one feature, goes on for `horizon` items."""
+        request = forecasting.forecast_request(model, context, horizon, options)
+        with core.errors_mapped(self.address):
+            response = await self._prediction_stub.Forecast(request, timeout=options.get("timeout", self._timeout))
+        return forecasting.forecast_from(response)
 
     async def models(self) -> list[Model]:
         """List the server's models, also those that it has refused, with the reason."""

@@ -95,20 +95,20 @@ def generate_request(model: str, prompt: Prompt, options: GenerateOptions) -> pb
     if unknown:
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
     request = pb.GenerateRequest()
-    _set(request, "model", model)
-    _set(request, "version", options.get("version", 0))
+    set_field(request, "model", model)
+    set_field(request, "version", options.get("version", 0))
     _set_prompt(request, prompt)
     for name in _SAMPLING:
         if (value := options.get(name)) is not None:
-            _set(request.sampling, name, value)
+            set_field(request.sampling, name, value)
     if (max_tokens := options.get("max_tokens")) is not None:
-        _set(request.stop, "max_tokens", max_tokens)
+        set_field(request.stop, "max_tokens", max_tokens)
     stop = options.get("stop", ())
-    _set(request.stop, "strings", [stop] if isinstance(stop, str) else list(stop))
-    _set(request.stop, "ignore_end_token", options.get("ignore_end_token", False))
+    set_field(request.stop, "strings", [stop] if isinstance(stop, str) else list(stop))
+    set_field(request.stop, "ignore_end_token", options.get("ignore_end_token", False))
     if (logprobs := options.get("logprobs")) is not None:
         request.log_probabilities.SetInParent()
-        _set(request.log_probabilities, "top", logprobs)
+        set_field(request.log_probabilities, "top", logprobs)
     return request
 
 
@@ -134,23 +134,23 @@ def _set_inputs(
 ) -> None:
     if isinstance(inputs, str):
         raise InvalidRequestError("must be a list of sequences; put the one text into a list", field="inputs")
-    _set(request, "model", model)
-    _set(request, "version", version)
+    set_field(request, "model", model)
+    set_field(request, "version", version)
     for sequence in inputs:
         _set_prompt(request.inputs.add(), sequence)
 
 
 def _set_prompt(request: pb.GenerateRequest | pb.Items, prompt: Prompt) -> None:
     if isinstance(prompt, str):
-        _set(request, "text", prompt)
+        set_field(request, "text", prompt)
         return
     items = np.asarray(prompt) if len(prompt) else np.empty(0, np.int64)
     if items.ndim == 2 and items.dtype.kind == "f":
         request.vectors.features = items.shape[1]
-        _set(request.vectors, "values", items.astype(np.float32).reshape(-1).tolist())
+        set_field(request.vectors, "values", items.astype(np.float32).reshape(-1).tolist())
     elif items.ndim == 1 and items.dtype.kind in "iu":
         request.tokens.SetInParent()
-        _set(request.tokens, "ids", items.tolist())
+        set_field(request.tokens, "ids", items.tolist())
     else:
         raise InvalidRequestError(
             f"must be text, integers [time] or floats [time, features], got {items.dtype} {list(items.shape)}",
@@ -158,7 +158,8 @@ def _set_prompt(request: pb.GenerateRequest | pb.Items, prompt: Prompt) -> None:
         )
 
 
-def _set(message: Any, name: str, value: Any) -> None:
+def set_field(message: Any, name: str, value: Any) -> None:
+    """Set a field of a message. Raises InvalidRequestError for what it cannot hold."""
     try:
         if isinstance(value, list):
             getattr(message, name).extend(value)
@@ -176,7 +177,7 @@ def chunk_from(response: pb.GenerateResponse) -> Chunk:
     return Chunk(
         text=response.text,
         tokens=tuple(response.tokens),
-        vectors=_vectors(response.vectors) if response.HasField("vectors") else None,
+        vectors=vectors_from(response.vectors) if response.HasField("vectors") else None,
         log_probabilities=tuple(map(_log_probability, response.log_probabilities)),
         finish_reason=_FINISH_REASONS.get(response.finish_reason),
         usage=_usage(response.usage) if response.HasField("usage") else None,
@@ -188,7 +189,8 @@ def _usage(message: pb.Usage) -> Usage:
     return Usage(message.prompt_tokens, message.completion_tokens, message.cached_prompt_tokens)
 
 
-def _vectors(message: pb.VectorSequence) -> NDArray[np.float32]:
+def vectors_from(message: pb.VectorSequence) -> NDArray[np.float32]:
+    """Read real vectors, `[time, features]`."""
     return np.array(message.values, np.float32).reshape(-1, message.features)
 
 

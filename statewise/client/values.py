@@ -15,9 +15,10 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogProbability:
-    """Log-probability of a token, in nats, by the model's own distribution."""
+    """Log-probability of a token, or log-density of a vector, in nats, by the model's own distribution."""
 
     token: int
+    """0 for a vector."""
     log_probability: float
     top: tuple[TokenLogProbability, ...] = ()
     """The most probable tokens in its place, where they were asked for."""
@@ -132,6 +133,23 @@ class Score:
         """The exponential of the mean surprise; NaN where no item has a probability."""
         count = len(self.log_probabilities)
         return math.exp(-self.total / count) if count else math.nan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Forecast:
+    """How a series goes on: what many sampled paths say together."""
+
+    levels: tuple[float, ...]
+    """Of the quantiles, ascending."""
+    quantiles: NDArray[np.float32]
+    """`[level, horizon, features]`, of each feature by itself."""
+    mean: NDArray[np.float32]
+    """`[horizon, features]`."""
+    paths: NDArray[np.float32] | None
+    """`[path, horizon, features]`, where they were asked for."""
+    seed: int
+    """Repeats the forecast."""
+    info: PredictionInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,16 @@ from statewise.errors import ConfigError, ParityError, StatewiseError
 
 GROUP = "statewise.commands"
 
-_ORDER = ("train", "import", "export", "verify", "serve", "generate", "predict", "score", "models", "plot", "demo")
+_ORDER = (
+    *("train", "import", "export", "verify", "serve", "generate", "predict", "score", "forecast"),
+    *("models", "plot", "demo"),
+)
 
 _OWN = ("generate", "predict", "score", "models", "demo")
 
 _EXTRAS = {
     **dict.fromkeys(("lightning", "matplotlib", "onnxscript", "safetensors", "torch"), "train"),
-    "sklearn": "demos",
+    **dict.fromkeys(("sklearn", "vega_datasets"), "demos"),
     "ray": "ray",
 }
 """What installs a package that is missing."""

@@ -41,6 +41,12 @@ def run_demo(folder: Path) -> Run:
     return Run(done.stdout, json.loads((folder / "summary.json").read_text()))
 
 
+def family(run: Run, name: str) -> dict[str, Any]:
+    """What the summary says of one model."""
+    (found,) = (family for family in run.summary["families"] if family["training"]["name"] == name)
+    return found
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that two runs of the demo share, as --fast names it."""
@@ -61,7 +67,8 @@ def second(folder: Path, first: Run) -> Run:
 
 def test_summary_holds_quality_certificate_and_speed(first: Run) -> None:
     """One summary says how good the model is, that the export is right, and how fast it streams."""
-    training, certificate = first.summary["training"], first.summary["certificate"]
+    main, certificate = family(first, "lstm"), first.summary["certificate"]
+    training = main["training"]
     greedy, sampled = certificate["greedy_tokens"], certificate["sampled_tokens"]
 
     assert 0 < training["baselines"]["bigram"] < training["baselines"]["unigram"] < 8
@@ -70,15 +77,26 @@ def test_summary_holds_quality_certificate_and_speed(first: Run) -> None:
     assert greedy["equal"] + greedy["near_ties"] == greedy["compared"] > 0
     assert sampled["equal"] + sampled["near_ties"] == sampled["compared"] > 0
     assert certificate["batch_invariant"]
-    assert set(first.summary["tokens_per_second"]) == {"1", "32"}
-    assert min(first.summary["tokens_per_second"].values()) > 0
+    assert set(main["tokens_per_second"]) == {"1", "32"}
+    assert min(main["tokens_per_second"].values()) > 0
     assert first.summary["reused"] == []
+
+
+def test_families_stand_side_by_side(first: Run) -> None:
+    """Each family's figures are in one table, the counted table of the Markov model among them."""
+    markov = family(first, "markov")
+    training = markov["training"]
+    line = next(line for line in first.output.splitlines() if line.strip().startswith("markov "))
+
+    assert markov["state_bytes"] == 8
+    assert family(first, "lstm")["state_bytes"] == 2 * 32 * 4
+    assert line.split()[1:5] == [f"{training['bits_per_character']:.3f}", f"{training['parameters']:,}", "8", "counted"]
 
 
 def test_summary_is_printed(first: Run) -> None:
     """The figures of summary.json are on the terminal too, once."""
     assert first.output.count("Summary") == 1
-    assert f"{first.summary['training']['bits_per_character']:.3f}" in first.output.partition("Summary")[2]
+    assert f"{family(first, 'lstm')['training']['bits_per_character']:.3f}" in first.output.partition("Summary")[2]
     assert first.summary["bundle"] in first.output
 
 
@@ -102,8 +120,8 @@ def test_bundle_and_pictures_are_left(first: Run) -> None:
 
 def test_second_run_reuses_model_and_bundle(first: Run, second: Run) -> None:
     """A second run trains and exports nothing, and says so."""
-    assert second.summary["reused"] == ["model python-docs", "bundle python-docs"]
-    assert second.summary["training"] == first.summary["training"]
+    assert second.summary["reused"] == ["model lstm", "model markov", "bundle lstm", "bundle markov"]
+    assert family(second, "lstm")["training"] == family(first, "lstm")["training"]
     assert second.summary["bundle"] == first.summary["bundle"]
     assert "reused" in second.output
     assert "$ statewise" not in second.output
@@ -137,8 +155,8 @@ def test_failed_step_ends_the_demo_with_its_exit_code(tmp_path: Path) -> None:
     failed = subprocess.run(command(folder), capture_output=True, text=True, timeout=60)
 
     assert failed.returncode == 2
-    assert "`statewise train" in failed.stderr
-    assert "failed with exit code 2" in failed.stderr
+    assert "failed with exit code 2; the end of" in failed.stderr
+    assert "Not a directory" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 

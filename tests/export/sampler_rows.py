@@ -18,6 +18,7 @@ from export.trace import OPSET
 from server.runtime.adjustment import LogitAdjuster
 from server.runtime.onnx import onnxruntime
 from server.runtime.sampler_table import SamplerTable
+from statewise.model_spec import CategoricalHead
 from statewise.sampling import FloatArray, SamplingParams, adjust_logits, choose
 
 LARGEST = np.nextafter(np.float32(1), np.float32(0))
@@ -64,7 +65,7 @@ def session(vocabulary_size: int) -> onnxruntime.InferenceSession:
 
 def run(rows: Sequence[Row], num_top: int = 0) -> list[np.ndarray]:
     """Run the graph on a batch: tokens, their log-probabilities, the most probable tokens and theirs."""
-    table = SamplerTable(len(rows))
+    table = SamplerTable(len(rows), CategoricalHead(vocabulary_size=len(rows[0].logits)))
     for index, row in enumerate(rows):
         table.set(index, row.params)
         adjuster = LogitAdjuster(row.params, row.prompt)

@@ -13,16 +13,19 @@ import onnx
 import pytest
 from onnx import helper
 
-import export.graphs
+import export.mixture
 import export.pipeline
+import export.sampler
 from export.builder import GraphBuilder
 from export.certify import BATCH_SIZES, CHUNKS, NUM_GENERATED, PROMPT_LENGTHS
+from export.mixture import add_mixture_sampler
 from export.pipeline import Exported, export_checkpoint
 from export.report import checks
 from export.sampler import Sampled, add_sampler
 from export.trace import TracedStep, trace_mixed, trace_step
 from statewise.bundle import find_bundle, open_bundle
 from statewise.certificate import Certificate, check_certificate
+from statewise.model_spec import MixtureHead
 from statewise.plugins import load_plugin
 from tests.models import MODELS, make_checkpoint
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -95,6 +98,9 @@ def test_a_good_export_is_certified(name: str, repository: Path) -> None:
     tokens = (certificate.greedy_tokens, certificate.sampled_tokens)
     if MODELS[name].get("features"):
         assert tokens == (None, None)
+        vectors = certificate.sampled_vectors
+        assert (vectors is not None) == (bundle.manifest.model.head.kind == "mixture")
+        assert vectors is None or vectors.equal + vectors.near_ties == vectors.compared >= 7 * 32
         return
     for agreement in tokens:
         assert agreement is not None
@@ -202,10 +208,24 @@ def test_another_rule_of_choice_is_missed(
     def mirrored(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: int) -> Sampled:
         return add_sampler(op, logits, op.Sub(op.constant(0.9999999, np.float32), uniform), vocabulary_size)
 
-    monkeypatch.setattr(export.graphs, "add_sampler", mirrored)
+    monkeypatch.setattr(export.sampler, "add_sampler", mirrored)
     exported = export_traced(traced)
 
     assert missed(exported, tmp_path / "models") == {"sampled tokens"}
+
+
+def test_another_draw_of_vectors_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise that is read with the other sign gives other vectors, though all outputs are right."""
+    checkpoint = make_checkpoint("lstm-mixture", tmp_path / "checkpoint")
+
+    def mirrored(op: GraphBuilder, output: str, noise: str, head: MixtureHead) -> tuple[str, str]:
+        sign = op.constant([1.0] + [-1.0] * head.features, np.float32)
+        return add_mixture_sampler(op, output, op.Mul(noise, sign), head)
+
+    monkeypatch.setattr(export.mixture, "add_mixture_sampler", mirrored)
+    exported = export_checkpoint(checkpoint, tmp_path / "models")
+
+    assert missed(exported, tmp_path / "models") == {"sampled vectors"}
 
 
 def test_a_mixed_step_with_other_weights_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

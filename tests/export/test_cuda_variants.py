@@ -23,7 +23,7 @@ from server.runtime.providers import why_not
 from server.runtime.runner import Runner
 from server.runtime.sessions import create_session
 from statewise.errors import ConfigError
-from statewise.model_spec import ModelSpec
+from statewise.model_spec import ModelSpec, ValueHead
 from statewise.plugins import load_plugin
 from tests.export.conftest import Statewise
 from tests.models import checkpoint_of, draft_bundle
@@ -82,7 +82,7 @@ def test_raw_units_stay_outside_half_precision() -> None:
     config = plugin.config_class.model_validate({"features": 2, "hidden_size": 8})
     torch.manual_seed(2)
     module, spec = plugin.build(config), plugin.spec(config)
-    raw = Standardized(module, [1e6, -2e5], [1.0, 30.0])
+    raw = Standardized(module, ValueHead(features=2), [1e6, -2e5], [1.0, 30.0])
     traced = to_float16(trace_step(raw, spec))
     items = (np.array([1e6, -2e5]) + np.random.default_rng(0).standard_normal((1, 6, 2))).astype(np.float32)
 

@@ -14,7 +14,6 @@ from statewise.sampling import (
     GRID,
     HEAD,
     MAX_LOGIT_BIAS_ENTRIES,
-    UNIFORM_BLOCK,
     FloatArray,
     SamplingParams,
     Uniforms,
@@ -249,10 +248,10 @@ def test_the_numbers_of_a_seed_are_pinned() -> None:
     """A seed gives these numbers for ever: saved streams and published results depend on it."""
     assert Uniforms(0).take(0, 4).tolist() == pytest.approx(GOLDEN[0], abs=0)
     assert Uniforms(2**64 - 1).take(0, 4).tolist() == pytest.approx(GOLDEN[2**64 - 1], abs=0)
-    assert Uniforms(7).take(UNIFORM_BLOCK, 4).tolist() == pytest.approx(GOLDEN[7], abs=0)
+    assert Uniforms(7).take(Uniforms.block_length, 4).tolist() == pytest.approx(GOLDEN[7], abs=0)
 
 
-@given(st.integers(0, 2**64 - 1), st.integers(0, 5 * UNIFORM_BLOCK), st.integers(1, 2 * UNIFORM_BLOCK))
+@given(st.integers(0, 2**64 - 1), st.integers(0, 5 * Uniforms.block_length), st.integers(1, 2 * Uniforms.block_length))
 def test_any_position_equals_the_same_position_of_a_whole_draw(seed: int, position: int, count: int) -> None:
     """Numbers taken from the middle, over block borders too, are those of one long draw."""
     whole = Uniforms(seed).take(0, position + count)
@@ -270,10 +269,14 @@ def test_taking_in_any_order_gives_the_same_numbers() -> None:
 
 def test_numbers_neither_repeat_between_blocks_nor_between_seeds() -> None:
     """Eight blocks of two seeds share no run of numbers, and all lie in [0, 1)."""
-    blocks = [Uniforms(seed).take(index * UNIFORM_BLOCK, UNIFORM_BLOCK) for seed in (1, 2) for index in range(8)]
+    blocks = [
+        Uniforms(seed).take(index * Uniforms.block_length, Uniforms.block_length)
+        for seed in (1, 2)
+        for index in range(8)
+    ]
 
     # Three neighbours make a key of 72 bits: equal only where sequences overlap.
-    runs = [tuple(block[at : at + 3].tolist()) for block in blocks for at in range(UNIFORM_BLOCK - 2)]
+    runs = [tuple(block[at : at + 3].tolist()) for block in blocks for at in range(Uniforms.block_length - 2)]
 
     assert len(set(runs)) == len(runs)
     assert all(((block >= 0) & (block < 1)).all() and block.dtype == np.float32 for block in blocks)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from statewise.model_spec import HeadSpec
+from training.mixture import output_layer
+
 State = tuple[Tensor, ...]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
@@ -30,6 +33,7 @@ class AutoregressiveModule(nn.Module):
         hidden_sizes: tuple[int, ...],
         activation: str,
         dropout: float,
+        head: HeadSpec,
     ) -> None:
         super().__init__()
         self.window = window
@@ -42,7 +46,7 @@ class AutoregressiveModule(nn.Module):
         self.layers = nn.Sequential()
         for width, next_width in zip(sizes, hidden_sizes, strict=False):
             self.layers.extend([nn.Linear(width, next_width), ACTIVATIONS[activation](), nn.Dropout(dropout)])
-        self.output = nn.Linear(sizes[-1], vocabulary_size or features or 0)
+        self.output = output_layer(sizes[-1], head)
 
     def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         """The window after every item, `[row, time, window]` or `[row, time, window * features]`, and after the last.
@@ -58,7 +62,7 @@ class AutoregressiveModule(nn.Module):
         return windows, (line.gather(1, last),)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., vocabulary_size]` or values `[..., features]`."""
+        """What the model says of the next item, `[..., output_size]`."""
         if self.embedding is not None:
             hidden = self.embedding(hidden).flatten(-2)
         return self.output(self.layers(hidden))

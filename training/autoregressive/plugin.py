@@ -43,6 +43,8 @@ class AutoregressiveConfig(ItemConfig):
                 "fit: least_squares is for linear models of real vectors (data.kind series, no hidden_sizes); "
                 "use fit: gradient"
             )
+        if self.fit == "least_squares" and self.next_item.kind != "value":
+            raise ValueError(f"fit: least_squares finds no {self.next_item.kind} head; use fit: gradient")
         return self
 
 
@@ -70,13 +72,14 @@ class AutoregressivePlugin(SequencePlugin[AutoregressiveConfig]):
             hidden_sizes=config.hidden_sizes,
             activation=config.activation,
             dropout=config.dropout,
+            head=config.next_item,
         )
 
     def loss(
         self, config: AutoregressiveConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Cross-entropy in nats per token, or squared error per vector element."""
-        return next_item_loss(output, targets, mask)
+        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        return next_item_loss(output, targets, mask, head=config.next_item)
 
     def fit(self, module: torch.nn.Module, config: AutoregressiveConfig, documents: Sequence[Items]) -> bool:
         """Conditional least squares: over the items that a whole window precedes."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from training.encoder.answers import Answer
-from training.encoder_decoder.cross_attention import WholeSource
 from training.transformer.module import Layer, TransformerTrunk
+from training.transformer.whole import WholeRows
 
 if TYPE_CHECKING:
     from training.encoder.plugin import TransformerEncoderConfig
@@ -26,7 +26,7 @@ class TransformerEncoder(TransformerTrunk):
     def forward(self, items: Tensor, lengths: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
         """What the answer reads, of whole right-padded rows."""
         places = torch.arange(items.shape[1], device=items.device)[None]
-        hidden = self.run(items, places, WholeSource(lengths, items.shape[1]))
+        hidden = self.run(items, places, WholeRows(lengths, items.shape[1]))
         return self.output.pool(hidden, lengths), ()
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -68,22 +68,16 @@ class EncoderDecoderConfig(ItemConfig):
 ConfigT = TypeVar("ConfigT", bound=EncoderDecoderConfig)
 
 
-class EncoderDecoder(nn.Module):
-    """Base of the modules, which know how their targets are smoothed."""
-
-    label_smoothing: float = 0.0
-
-
 class EncoderDecoderPlugin(SequencePlugin[ConfigT]):
     """What the families share: their data, and their loss."""
 
     def loss(self, config: ConfigT, output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Cross-entropy in nats per token, or squared error per vector element."""
-        return next_item_loss(output, targets, mask)
+        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        return next_item_loss(output, targets, mask, head=config.next_item)
 
     def training_loss(self, module: nn.Module, config: ConfigT, batch: Batch, run: Any) -> Tensor:
         """The loss, with the targets smoothed."""
-        return next_item_loss(run(batch), batch.targets, batch.mask, module.label_smoothing)
+        return next_item_loss(run(batch), batch.targets, batch.mask, config.label_smoothing, config.next_item)
 
     def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
         """The raw configuration with the sizes of both sides."""
@@ -93,14 +87,6 @@ class EncoderDecoderPlugin(SequencePlugin[ConfigT]):
                 "choose data.kind pairs, or another plugin"
             )
         return {**super().for_data(config, data), **item_size(data.source, "source_")}
-
-
-def source_mask(lengths: Tensor, num_positions: int) -> Tensor:
-    """Which items of each source are real, bool `[row, source]`.
-
-    A row without a source sees its first, empty item: a softmax over nothing would not be a number.
-    """
-    return torch.arange(num_positions, device=lengths.device) < lengths.clamp(min=1)[:, None]
 
 
 def pad_source(memory: Tensor, num_positions: int, dim: int) -> Tensor:

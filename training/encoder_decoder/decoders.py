@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from training.encoder_decoder.cells import over_time, step_stack
-from training.encoder_decoder.config import pad_source, source_mask
+from training.encoder_decoder.config import pad_source
+from training.masks import real_items
 from training.recurrent.module import Cell, RecurrentModule
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Decoder(RecurrentModule):
             num_layers=config.num_layers,
             dropout=config.dropout,
             tied_embeddings=config.tied_embeddings,
+            head=config.next_item,
             dropout_kind=config.dropout_kind,
         )
         self.max_source_positions = config.max_source_positions
@@ -122,5 +124,5 @@ class BahdanauDecoder(Decoder):
 
 def _weights(scores: Tensor, source_lengths: Tensor) -> Tensor:
     """Attention weights of scores `[row, time, source]`, none on what lies behind a source."""
-    mask = source_mask(source_lengths, scores.shape[2])
+    mask = real_items(source_lengths, scores.shape[2])
     return torch.softmax(scores.masked_fill(~mask[:, None], float("-inf")), 2)

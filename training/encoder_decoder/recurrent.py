@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from training.encoder_decoder.config import EncoderDecoder
 from training.encoder_decoder.decoders import BahdanauDecoder, Decoder, LuongDecoder
 from training.recurrent.locked_dropout import LockedDropout
 from training.recurrent.module import Cell
@@ -22,7 +21,7 @@ State = tuple[Tensor, ...]
 _DECODERS = {"none": Decoder, "luong": LuongDecoder, "bahdanau": BahdanauDecoder}
 
 
-class RecurrentEncoderDecoder(EncoderDecoder):
+class RecurrentEncoderDecoder(nn.Module):
     """Encoder and decoder, joined by the encoder's last state and by what the decoder attends to.
 
     State: each layer's vectors as in `RecurrentModule`, then the memory of the decoder's attention, if any, and the
@@ -31,7 +30,6 @@ class RecurrentEncoderDecoder(EncoderDecoder):
 
     def __init__(self, cell: Cell, config: RecurrentEncoderDecoderConfig) -> None:
         super().__init__()
-        self.label_smoothing = config.label_smoothing
         self.encoder = BidirectionalEncoder(cell, config)
         self.decoder = _DECODERS[config.attention](cell, config)
         if config.shares_embedding:
@@ -47,7 +45,7 @@ class RecurrentEncoderDecoder(EncoderDecoder):
         return self.decoder(items, lengths, state)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., vocabulary_size]` or values `[..., features]`."""
+        """What the model says of the next item, `[..., output_size]`."""
         return self.decoder.head(hidden)
 
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from training.encoder_decoder.config import EncoderDecoder, pad_source
-from training.encoder_decoder.cross_attention import SourceCaches, WholeSource
+from training.encoder_decoder.caches import SourceCaches
+from training.encoder_decoder.config import pad_source
+from training.mixture import output_layer
 from training.transformer.module import Layer, TransformerTrunk, initialize, norm
+from training.transformer.whole import WholeRows
 
 if TYPE_CHECKING:
     from training.encoder_decoder.plugin import TransformerEncoderDecoderConfig
@@ -17,16 +19,15 @@ if TYPE_CHECKING:
 State = tuple[Tensor, ...]
 
 
-class TransformerEncoderDecoder(EncoderDecoder):
+class TransformerEncoderDecoder(nn.Module):
     """Encoder, decoder, head. State: see `SourceCaches`."""
 
     def __init__(self, config: TransformerEncoderDecoderConfig) -> None:
         super().__init__()
-        self.label_smoothing = config.label_smoothing
         self.max_source_positions = config.max_source_positions
         self.encoder = TransformerTrunk(config.encoder, Layer)
         self.decoder = TransformerTrunk(config, DecoderLayer)
-        self.output = nn.Linear(config.hidden_size, config.item_size, bias=config.output_bias)
+        self.output = output_layer(config.hidden_size, config.next_item, bias=config.output_bias)
         self.encoder.initialize()
         self.decoder.initialize()
         initialize(self.output)
@@ -38,7 +39,7 @@ class TransformerEncoderDecoder(EncoderDecoder):
     def encode(self, source: Tensor, source_lengths: Tensor) -> State:
         """The first state without its caches: position 0, each layer's keys and values of the source, its length."""
         places = torch.arange(source.shape[1], device=source.device)[None]
-        encoded = self.encoder.run(source, places, WholeSource(source_lengths, source.shape[1]))
+        encoded = self.encoder.run(source, places, WholeRows(source_lengths, source.shape[1]))
         parts = [part for layer in self.decoder.layers for part in layer.memory(encoded)]
         memory = [pad_source(part, self.max_source_positions, 2) for part in parts]
         return (torch.zeros_like(source_lengths), *memory, source_lengths)
@@ -50,7 +51,7 @@ class TransformerEncoderDecoder(EncoderDecoder):
         return hidden, caches.new_state()
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., vocabulary_size]` or values `[..., features]`."""
+        """What the model says of the next item, `[..., output_size]`."""
         return self.output(hidden)
 
 

@@ -129,12 +129,10 @@ class _SideMaker:
     def make(self, examples: Sequence[Example]) -> Side:
         if self._data.target == "tags":
             items, tags = zip(*map(self._tagged, examples), strict=True)
-            sequences = LabelledSequences(items, tags, per_sequence=False, piece_length=self._length)
-            return Side(list(items), sequences)
+            return Side(list(items), LabelledSequences(items, tags, piece_length=self._length))
         documents = [self._whole(example) for example in examples]
         targets = self._targets(example.target for example in examples)
-        sequences = LabelledSequences(documents, targets, per_sequence=True, piece_length=self._length)
-        return Side(documents, sequences)
+        return Side(documents, LabelledSequences(documents, targets, [example.place for example in examples]))
 
     def _targets(self, targets: Iterable[Any]) -> NDArray[Any]:
         if self._data.target == "value":
@@ -145,12 +143,7 @@ class _SideMaker:
         items = self._vectors(example.items) if self._encoder is None else self._encoder.encode(example.items)
         if not len(items):
             raise ConfigError(f"{example.place}: the tokenizer makes no token of this text; leave it out")
-        if len(items) > self._length and not self._data.truncate:
-            raise ConfigError(
-                f"{example.place}: {len(items)} items, more than trainer.sequence_length: {self._length}; raise it "
-                "(and model.max_positions), or set data.truncate"
-            )
-        return items[: self._length]
+        return items[: self._data.truncate_to]
 
     def _tagged(self, example: Example) -> tuple[Items, NDArray[np.int64]]:
         labels = np.full(len(example.items), self._indices.get(self._data.outside, 0), np.int64)

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from statewise.errors import ConfigError
+from statewise.model_spec import ModelSpec
 from training.data import Batch, Items
 
 Targets = NDArray[np.int64] | NDArray[np.float32]
@@ -17,22 +19,23 @@ Targets = NDArray[np.int64] | NDArray[np.float32]
 class LabelledSequences:
     """Whole sequences with a target each, or pieces of sequences with a label for each item.
 
-    `targets`: label indices `[n]` or values `[n, size]`; or, where not `per_sequence`, one array `[time]` of label
-    indices for each sequence, which is then cut into pieces of `piece_length` items.
+    `targets`: label indices `[n]` or values `[n, size]`; or, where there is a `piece_length`, one array `[time]` of
+    label indices for each sequence, which are cut into pieces of so many items. `places` are for errors.
     """
 
     def __init__(
         self,
         items: Sequence[Items],
         targets: Targets | Sequence[NDArray[np.int64]],
+        places: Sequence[str] = (),
         *,
-        per_sequence: bool,
-        piece_length: int,
+        piece_length: int | None = None,
     ) -> None:
-        self.per_sequence = per_sequence
+        self.per_sequence = piece_length is None
+        self.places = places
         ends = np.cumsum([len(sequence) for sequence in items])
         pieces = [(end - len(sequence), end) for sequence, end in zip(items, ends.tolist(), strict=True)]
-        if not per_sequence:
+        if piece_length is not None:
             pieces = [
                 (first, min(first + piece_length, end))
                 for start, end in pieces
@@ -41,7 +44,7 @@ class LabelledSequences:
         edges = torch.tensor(pieces)
         self.starts, self.lengths = edges[:, 0], edges[:, 1] - edges[:, 0]
         self.items = torch.from_numpy(np.concatenate(items))
-        self.targets = torch.from_numpy(np.asarray(targets) if per_sequence else np.concatenate(targets))
+        self.targets = torch.from_numpy(np.asarray(targets) if self.per_sequence else np.concatenate(targets))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -50,6 +53,22 @@ class LabelledSequences:
     def num_predictions(self) -> int:
         """Targets in one pass."""
         return len(self) if self.per_sequence else int(self.lengths.sum())
+
+    def check_fits(self, spec: ModelSpec) -> None:
+        """Raise ConfigError where a sequence, or a piece of one, is longer than the model takes."""
+        longest = int(self.lengths.argmax())
+        length, limit = int(self.lengths[longest]), spec.max_positions
+        if limit is None or length <= limit:
+            return
+        if self.per_sequence:
+            raise ConfigError(
+                f"{self.places[longest]}: has {length} items, but the model takes {limit}; raise model.max_positions, "
+                "or set data.truncate_to"
+            )
+        raise ConfigError(
+            f"trainer.sequence_length: {length} items do not fit the model's {limit} positions; "
+            "lower it, or raise model.max_positions"
+        )
 
     def batch(self, indices: Tensor) -> Batch:
         """Return these sequences or pieces, right-padded with zeros."""

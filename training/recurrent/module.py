@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from statewise.model_spec import HeadSpec
+from training.mixture import output_layer
 from training.recurrent.gates import gate_activations
 from training.recurrent.locked_dropout import LockedDropout, single_layer
 from training.recurrent.onnx_operators import onnx_layer
@@ -35,6 +37,7 @@ class RecurrentModule(nn.Module):
         num_layers: int,
         dropout: float,
         tied_embeddings: bool,
+        head: HeadSpec,
         dropout_kind: DropoutKind = "standard",
         nonlinearity: str = "tanh",
         context_size: int = 0,
@@ -51,7 +54,7 @@ class RecurrentModule(nn.Module):
         self.dropout_kind = dropout_kind
         self.embedding = nn.Embedding(vocabulary_size, input_size) if vocabulary_size else None
         self.dropout = LockedDropout(dropout) if dropout_kind == "locked" else nn.Dropout(dropout)
-        self.output = nn.Linear(hidden_size, vocabulary_size or input_size)
+        self.output = output_layer(hidden_size, head)
         if self.embedding is not None and tied_embeddings:
             # Drawn from N(0, 1), an embedding would make the tied head's first logits as wide as sqrt(hidden_size).
             nn.init.normal_(self.embedding.weight, std=hidden_size**-0.5)
@@ -81,7 +84,7 @@ class RecurrentModule(nn.Module):
         return activations
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., vocabulary_size]` or values `[..., features]`."""
+        """What the model says of the next item, `[..., output_size]`."""
         return self.output(hidden)
 
     def _forward_layers(self, inputs: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:

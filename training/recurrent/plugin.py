@@ -92,14 +92,15 @@ class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
             dropout=config.dropout,
             tied_embeddings=config.tied_embeddings,
             dropout_kind=config.dropout_kind,
+            head=config.next_item,
             nonlinearity=getattr(config, "nonlinearity", "tanh"),
         )
 
     def loss(
         self, config: RecurrentConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Cross-entropy in nats per token, or squared error per vector element."""
-        return next_item_loss(output, targets, mask)
+        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        return next_item_loss(output, targets, mask, head=config.next_item)
 
 
 class RNNPlugin(RecurrentPlugin):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.mixture import output_layer
 from training.transformer.caches import Caches, MixedCaches, RowCaches, WholeRows
 from training.transformer.positions import rotary_table, rotate, sinusoidal_table
 
@@ -81,7 +82,7 @@ class TransformerModule(TransformerTrunk):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config, Layer)
-        self.output = nn.Linear(config.hidden_size, config.item_size, bias=config.output_bias)
+        self.output = output_layer(config.hidden_size, config.next_item, bias=config.output_bias)
         self.initialize()
         if config.tied_embeddings:
             self.output.weight = self.embedding.weight
@@ -115,7 +116,7 @@ class TransformerModule(TransformerTrunk):
         return {f"attention.{layer}": weights for layer, weights in enumerate(rows.weights)}
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., vocabulary_size]` or values `[..., features]`."""
+        """What the model says of the next item, `[..., output_size]`."""
         return self.output(hidden)
 
 

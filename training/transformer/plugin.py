@@ -119,5 +119,5 @@ class TransformerPlugin(SequencePlugin[TransformerConfig]):
     def loss(
         self, config: TransformerConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Cross-entropy in nats per token, or squared error per vector element."""
-        return next_item_loss(output, targets, mask)
+        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        return next_item_loss(output, targets, mask, head=config.next_item)

@@ -12,7 +12,9 @@ from statewise.commands.demos.work import Work
 from statewise.errors import NotFoundError
 
 DEMOS = {
-    "text": "a GRU learns the style of Python's documentation, is certified, served and streamed from",
+    "text": "every causal family, from Markov to Transformer, learns Python's documentation; one is streamed from",
+    "series": "a mixture density network forecasts the weather of Seattle, with bands that hold what they promise",
+    "digits": "a Vision Transformer, which comes as a plugin from outside, reads handwritten digits",
 }
 """What each demo shows, by its name, which is its module's name too."""
 

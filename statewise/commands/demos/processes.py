@@ -48,13 +48,18 @@ class _Running:
 
 
 def run_step(
-    arguments: Sequence[str], console: Console, *, quiet: bool = False, environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    console: Console,
+    *,
+    module: str = "statewise",
+    quiet: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Run `statewise ARGUMENTS` at this terminal. Exits with the code of a command that fails."""
-    shown = shlex.join(["statewise", *arguments])
+    """Run `statewise ARGUMENTS`, or another module, at this terminal. Exits with the code of a command that fails."""
+    shown = shlex.join([*(["statewise"] if module == "statewise" else ["python", "-m", module]), *arguments])
     if not quiet:
         console.print(f"[dim]$ {escape(shown)}[/]")
-    with _child(arguments, environment=environment) as process:
+    with _child(arguments, module=module, environment=environment) as process:
         code = process.wait()
     if code:
         _give_up(f"`{shown}` failed with exit code {_shell_code(code)}; its own message is above", code)
@@ -133,11 +138,14 @@ def _logged_child(
 
 @contextmanager
 def _child(
-    arguments: Sequence[str], output: IO[bytes] | None = None, environment: Mapping[str, str] | None = None
+    arguments: Sequence[str],
+    output: IO[bytes] | None = None,
+    environment: Mapping[str, str] | None = None,
+    module: str = "statewise",
 ) -> Iterator[subprocess.Popen[bytes]]:
     # -P: a folder named `server` or `training` in the working directory must not hide ours. A process group of
     # its own: Ctrl-C then reaches the demo alone, which passes on one signal, by the child's id.
-    command = [sys.executable, "-P", "-m", "statewise", *arguments]
+    command = [sys.executable, "-P", "-m", module, *arguments]
     # A model this small gains little from a second thread, and waits at every operation where that one's core is
     # busy: on two cores with another program at work, training was four times as fast with one thread.
     whole = {"OMP_NUM_THREADS": "1"} | os.environ | dict(environment or {})

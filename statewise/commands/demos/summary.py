@@ -46,6 +46,7 @@ class CertificateFigures(BaseModel):
     positions_compared: int
     greedy_tokens: TokenAgreement | None
     sampled_tokens: TokenAgreement | None
+    sampled_vectors: TokenAgreement | None = None
     batch_invariant: bool
     chunk_invariant: bool
 
@@ -58,6 +59,7 @@ class CertificateFigures(BaseModel):
             positions_compared=certificate.outputs.positions_compared,
             greedy_tokens=certificate.greedy_tokens,
             sampled_tokens=certificate.sampled_tokens,
+            sampled_vectors=certificate.sampled_vectors,
             batch_invariant=certificate.batch_invariant,
             chunk_invariant=certificate.chunk_invariant,
         )
@@ -79,9 +81,13 @@ def add_certificate(table: Table, figures: CertificateFigures) -> None:
     table.add_row(f"[bold]certificate of {figures.variant}[/]", "[green]passed[/]")
     error = f"{figures.max_absolute_error:.1e} over {figures.positions_compared:,} positions"
     table.add_row("  largest error against PyTorch", error)
-    for title, tokens in (("greedy", figures.greedy_tokens), ("sampled", figures.sampled_tokens)):
-        if tokens is not None:
-            table.add_row(f"  {title} tokens equal", f"{tokens.equal:,} of {tokens.compared:,}")
+    for title, agreement in (
+        ("greedy tokens", figures.greedy_tokens),
+        ("sampled tokens", figures.sampled_tokens),
+        ("sampled vectors", figures.sampled_vectors),
+    ):
+        if agreement is not None:
+            table.add_row(f"  {title} equal", f"{agreement.equal:,} of {agreement.compared:,}")
     table.add_row("  a row alone = in a full batch", "bit for bit" if figures.batch_invariant else "no")
     table.add_row("  prompt in chunks = whole", "within limits" if figures.chunk_invariant else "no")
 
@@ -92,7 +98,7 @@ def tell_files(console: Console, *, bundles: Sequence[Path], pictures: Sequence[
         for path in paths:
             console.print(f"{title + ':':<9}  {path}")
     if reused:
-        console.print(f"reused:    {', '.join(reused)}; all else is new")
+        console.print(f"reused:    {len(reused)} models and bundles that were there; the figures of speed are new")
 
 
 def tell_next(console: Console, *commands: str) -> None:

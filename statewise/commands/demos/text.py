@@ -1,96 +1,96 @@
-"""Demo `text`: a GRU over the characters of Python's own documentation."""
+"""Demo `text`: every causal family learns the characters of Python's own documentation, and all are compared."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+import numpy as np
 from rich.markup import escape
-from rich.table import Table
 
+from statewise.bundle import Bundle
 from statewise.commands.demos.processes import Serving
 from statewise.commands.demos.speed import measure
-from statewise.commands.demos.summary import (
-    CertificateFigures,
-    TrainingFigures,
-    add_certificate,
-    add_training,
-    new_figure,
-    summary_table,
-    tell_files,
-    tell_next,
-)
+from statewise.commands.demos.summary import CertificateFigures, TrainingFigures, tell_files, tell_next
+from statewise.commands.demos.text_summary import FamilyFigures, TextSummary, draw, family_table, main_table
 from statewise.commands.demos.work import Work, certificate_of
+from statewise.model_spec import ModelSpec
 
-NAME = "python-docs"
+MAIN = "lstm"
+"""The model that is trained for longest, streamed from and measured in full."""
 PROMPT = 'The "with" statement is used to '
 STREAMS = (1, 32)
-BASELINES = {"unigram": "unigram baseline", "bigram": "first-order baseline"}
 
+_BASE: dict[str, Any] = {
+    "data": {"kind": "corpus", "corpus": "python-docs"},
+    "tokenizer": {"kind": "characters"},
+    "schedule": {"kind": "cosine", "warmup_steps": 40},
+}
 
-class Summary(BaseModel):
-    """`summary.json` of the demo's folder."""
+# The slowest first, so that what trains beside it on another core ends about when it does.
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "lstm": {
+        "model": {"hidden_size": 256, "embedding_size": 64},
+        "optimizer": {"learning_rate": 8e-3},
+        "trainer": {"max_epochs": 5, "batch_size": 16},
+    },
+    "transformer": {
+        "model": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "positions": "rotary", "max_positions": 512},
+        "optimizer": {"learning_rate": 1e-2},
+        "trainer": {"max_epochs": 2, "batch_size": 8},
+    },
+    "gru": {
+        "model": {"hidden_size": 128, "embedding_size": 64},
+        "optimizer": {"learning_rate": 1e-2},
+        "trainer": {"max_epochs": 1, "batch_size": 8},
+    },
+    "rnn": {
+        "model": {"hidden_size": 128, "embedding_size": 64},
+        "optimizer": {"learning_rate": 3e-3},
+        "trainer": {"max_epochs": 1, "batch_size": 8},
+    },
+    "ar-layers": {
+        "plugin": "autoregressive",
+        "model": {"window": 10, "hidden_sizes": [256], "embedding_size": 24},
+        "optimizer": {"learning_rate": 5e-3},
+        "trainer": {"max_epochs": 1, "batch_size": 8},
+    },
+    "ar-linear": {
+        "plugin": "autoregressive",
+        "model": {"window": 8},
+        "optimizer": {"learning_rate": 1e-2},
+        "trainer": {"max_epochs": 1, "batch_size": 8},
+    },
+    "markov": {},
+}
 
-    training: TrainingFigures
-    certificate: CertificateFigures
-    tokens_per_second: dict[int, float]
-    """By number of concurrent streams, through gRPC."""
-    reused: list[str]
-    """What was there already."""
-    bundle: Path
-    pictures: list[Path]
-
-    @property
-    def bits(self) -> dict[str, float]:
-        """Held-out bits per character by predictor, the worst first, the model last."""
-        assert self.training.bits_per_character is not None
-        known = {title: self.training.baselines[name] for name, title in BASELINES.items()}
-        return known | {self.training.name: self.training.bits_per_character}
+_FAST = ("lstm", "markov")
 
 
 def run(work: Work) -> None:
     """Train, export, serve, stream, measure."""
+    names = _FAST if work.fast else tuple(_FAMILIES)
     work.heading("1/5  train")
-    work.train(_configuration(fast=work.fast))
+    work.train(*(_configuration(name, fast=work.fast) for name in names))
     work.heading("2/5  export and certify")
-    (bundle,) = work.export(NAME)
+    bundles = dict(zip(names, work.export(*names), strict=True))
     work.heading("3/5  serve")
     with work.serve(max_rows=max(STREAMS)) as server:
         work.console.print(f"listening at {server.address} (process {server.pid}, log {server.log})")
         _generate(work, server)
-        speeds = _measure(work, server)
-    picture = work.folder / "text.png"
-    summary = Summary(
-        training=TrainingFigures.of_run(work.run_folder(NAME)),
-        certificate=CertificateFigures.of(certificate_of(bundle)),
-        tokens_per_second=speeds,
-        reused=work.reused,
-        bundle=bundle.folder.absolute(),
-        pictures=[(work.run_folder(NAME) / "loss.png").absolute(), picture.absolute()],
-    )
-    _draw(summary, picture)
-    work.write_summary(summary)
-    _report(summary, work)
+        speeds = _measure(work, server, names)
+    _report(_summary(work, bundles, speeds), work)
 
 
-def _configuration(*, fast: bool) -> dict[str, Any]:
-    configuration: dict[str, Any] = {
-        "name": NAME,
-        "plugin": "gru",
-        "model": {"hidden_size": 256, "embedding_size": 64},
-        "data": {"kind": "corpus", "corpus": "python-docs"},
-        "tokenizer": {"kind": "characters"},
-        "optimizer": {"learning_rate": 5e-3},
-        "schedule": {"kind": "cosine", "warmup_steps": 50},
-        "trainer": {"max_epochs": 6, "batch_size": 32, "sequence_length": 128},
-    }
-    if fast:
+def _configuration(name: str, *, fast: bool) -> dict[str, Any]:
+    configuration = {"name": name, "plugin": name, **_BASE, **_FAMILIES[name]}
+    if fast and name != "markov":
         configuration["model"] = {"hidden_size": 32}
-        configuration["data"]["held_out"] = 0.02
         configuration["trainer"] = {"max_steps": 4, "batch_size": 8}
+    if fast:
+        configuration["data"] = {**_BASE["data"], "held_out": 0.02}
     return configuration
 
 
@@ -99,67 +99,68 @@ def _generate(work: Work, server: Serving) -> None:
     work.heading("4/5  generate")
     for title, temperature, length in (("greedy", "0", "160"), ("temperature 0.8, seed 1", "0.8", "400")):
         work.console.print(f"[bold]{title}:[/]\n[cyan]{escape(PROMPT)}[/]", end="")
-        command = ["generate", NAME, PROMPT, "--address", server.address, "--max-tokens", length]
+        command = ["generate", MAIN, PROMPT, "--address", server.address, "--max-tokens", length]
         work.command(*command, "--temperature", temperature, "--seed", "1", quiet=True)
 
 
-def _measure(work: Work, server: Serving) -> dict[int, float]:
+def _measure(work: Work, server: Serving, names: tuple[str, ...]) -> dict[str, dict[int, float]]:
+    """Tokens per second of each model, by number of concurrent streams."""
     work.heading("5/5  measure")
-    length, rounds = (64, 1) if work.fast else (512, 3)
-    speeds: dict[int, float] = {}
-    for streams in STREAMS:
-        started = time.monotonic()
-        speeds[streams] = asyncio.run(
-            measure(server.address, NAME, PROMPT, streams=streams, length=length, rounds=rounds)
-        )
-        seconds = time.monotonic() - started
-        work.console.print(f"{streams:>3} at once: {speeds[streams]:>9,.0f} tokens/s through gRPC ({seconds:.1f} s)")
+    started = time.monotonic()
+    speeds = {name: {streams: _speed(work, server, name, streams) for streams in STREAMS} for name in names}
+    for streams, speed in speeds[MAIN].items():
+        work.console.print(f"{MAIN}, {streams:>2} at once: {speed:>9,.0f} tokens/s through gRPC")
+    work.console.print(f"{len(names)} models measured in {time.monotonic() - started:.1f} s")
     return speeds
 
 
-def _report(summary: Summary, work: Work) -> None:
+def _speed(work: Work, server: Serving, name: str, streams: int) -> float:
+    length, rounds = (512, 3) if name == MAIN else (256, 2)
+    if work.fast:
+        length, rounds = 64, 1
+    return asyncio.run(measure(server.address, name, PROMPT, streams=streams, length=length, rounds=rounds))
+
+
+def _summary(work: Work, bundles: dict[str, Bundle], speeds: dict[str, dict[int, float]]) -> TextSummary:
+    picture = work.folder / "text.png"
+    families = [
+        FamilyFigures(
+            training=TrainingFigures.of_run(work.run_folder(name)),
+            state_bytes=_state_bytes(bundle.manifest.model),
+            state_grows=bundle.manifest.model.has_caches,
+            tokens_per_second=speeds[name],
+        )
+        for name, bundle in bundles.items()
+    ]
+    summary = TextSummary(
+        main=MAIN,
+        # From the worst to the best.
+        families=sorted(families, key=lambda family: family.bits, reverse=True),
+        certificate=CertificateFigures.of(certificate_of(bundles[MAIN])),
+        reused=work.reused,
+        bundle=bundles[MAIN].folder.absolute(),
+        pictures=[(work.run_folder(MAIN) / "loss.png").absolute(), picture.absolute()],
+    )
+    draw(summary, picture)
+    work.write_summary(summary)
+    return summary
+
+
+def _state_bytes(model: ModelSpec) -> int:
+    """What one stream carries, at its longest."""
+    num_positions = model.max_positions or 0
+    return sum(math.prod(state.row_shape(num_positions)) * np.dtype(state.dtype).itemsize for state in model.state)
+
+
+def _report(summary: TextSummary, work: Work) -> None:
     work.console.print()
-    work.console.print(_table(summary))
+    work.console.print(family_table(summary))
+    work.console.print(main_table(summary))
     tell_files(work.console, bundles=[summary.bundle], pictures=summary.pictures, reused=summary.reused)
     tell_next(
         work.console,
-        f"verify {work.models / NAME}",
+        f"verify {work.models / MAIN}",
         f"serve --models {work.models}",
-        f'generate {NAME} "Lists are " --temperature 0.8',
-        f"train {work.run_folder(NAME) / 'config.yaml'} --set model.hidden_size=512 --output runs/larger",
+        f'generate {MAIN} "Lists are " --temperature 0.8',
+        f"train {work.run_folder(MAIN) / 'config.yaml'} --set model.hidden_size=512 --output runs/larger",
     )
-
-
-def _table(summary: Summary) -> Table:
-    training, table = summary.training, summary_table()
-    add_training(table, training)
-    table.add_row("[bold]held-out bits per character[/]", f"{training.held_out_characters:,} characters")
-    for title, bits in summary.bits.items():
-        table.add_row(f"  {title}", f"{bits:.3f}", style="bold green" if title == training.name else "")
-    add_certificate(table, summary.certificate)
-    table.add_row("[bold]tokens per second through gRPC[/]", "")
-    for streams, speed in summary.tokens_per_second.items():
-        table.add_row(f"  {_streams(streams)}", f"{speed:,.0f}")
-    return table
-
-
-def _draw(summary: Summary, path: Path) -> None:
-    """Draw bits per character and tokens per second as bars, into a PNG."""
-    figure = new_figure(9, 4)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    bits = summary.bits
-    bars = left.bar(list(bits), list(bits.values()), color=["0.7"] * (len(bits) - 1) + ["tab:green"])
-    left.bar_label(bars, fmt="%.2f")
-    left.set(title="Held-out text", ylabel="bits per character (lower is better)")
-    speeds = summary.tokens_per_second
-    bars = right.bar([_streams(number) for number in speeds], list(speeds.values()), color="tab:blue")
-    right.bar_label(bars, fmt="{:,.0f}")
-    right.set(title="Streaming through gRPC", ylabel="tokens per second")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(y=0.12)
-    figure.savefig(path, format="png", dpi=120)
-
-
-def _streams(number: int) -> str:
-    return "1 stream" if number == 1 else f"{number} streams"

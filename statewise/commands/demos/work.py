@@ -53,6 +53,10 @@ class Work:
         """Run `statewise ARGUMENTS` at this terminal. Exits with the code of a command that fails."""
         run_step(arguments, self.console, quiet=quiet, environment=self.environment)
 
+    def python(self, module: str, *arguments: str) -> None:
+        """Run `python -m MODULE ARGUMENTS` at this terminal. Exits with the code of a program that fails."""
+        run_step(arguments, self.console, module=module, environment=self.environment)
+
     def train(self, *configurations: Mapping[str, Any]) -> None:
         """Train what is not there yet, each configuration under its `name`; several are trained two at a time.
 

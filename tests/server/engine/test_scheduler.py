@@ -42,7 +42,7 @@ def scheduler_of(runner: Runner, **settings: Any) -> Scheduler:
     """A scheduler with the memory that these settings give."""
     given = EngineSettings(**{"max_rows": MAX_ROWS, "state_memory": "1GB"} | settings)
     memory = StateMemory.of(given, runner.spec)
-    return Scheduler(runner, given, memory, PrefixCache.of(given, memory))
+    return Scheduler(runner, given, memory, PrefixCache.of(given, memory, runner.spec))
 
 
 def check(scheduler: Scheduler, runner: Runner) -> None:

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from server.runtime.adjustment import LogitAdjuster
 from server.runtime.sampler_table import SamplerTable
+from statewise.model_spec import CategoricalHead
 from statewise.sampling import SamplingParams, adjust_logits
+
+HEAD = CategoricalHead(vocabulary_size=100)
 
 FULL = SamplingParams(
     temperature=0.5,
@@ -24,7 +27,7 @@ FULL = SamplingParams(
 
 def test_parameters_lie_in_the_order_of_the_graph() -> None:
     """Temperature, top_p, min_p, repetition, presence, frequency; top_k and num_top beside them."""
-    table = SamplerTable(2)
+    table = SamplerTable(2, HEAD)
 
     table.set(1, FULL, num_top=3)
 
@@ -34,7 +37,7 @@ def test_parameters_lie_in_the_order_of_the_graph() -> None:
 
 def test_an_unused_row_is_greedy_and_asks_for_nothing() -> None:
     """A row that nobody has set costs no sampling and no log-probabilities."""
-    table = SamplerTable(1)
+    table = SamplerTable(1, HEAD)
 
     assert table.parameters[0, 0] == 0.0
     assert table.num_top[0] == -1
@@ -42,7 +45,7 @@ def test_an_unused_row_is_greedy_and_asks_for_nothing() -> None:
 
 def test_a_row_set_anew_forgets_its_predecessor() -> None:
     """The adjustment of the sequence before does not reach the next one in its row."""
-    table = SamplerTable(1)
+    table = SamplerTable(1, HEAD)
     table.adjustments[0] = LogitAdjuster(SamplingParams(logit_bias={1: 1.0}), ()).adjustment()
 
     table.set(0, SamplingParams())
@@ -52,7 +55,7 @@ def test_a_row_set_anew_forgets_its_predecessor() -> None:
 
 def test_copied_and_saved_rows_are_independent() -> None:
     """A copy and a saved row keep their values when the source row is set anew."""
-    table = SamplerTable(3)
+    table = SamplerTable(3, HEAD)
     table.set(0, FULL, num_top=2)
     table.adjustments[0] = LogitAdjuster(SamplingParams(logit_bias={4: 2.0}), ()).adjustment()
     saved = table.save_row(0)
@@ -106,7 +109,7 @@ sequences = st.tuples(
 @given(st.lists(sequences, min_size=1, max_size=4))
 def test_ragged_adjustments_are_padded_harmlessly(rows: list[tuple[SamplingParams, list[int], list[int]]]) -> None:
     """Writing every entry of a row, repeated ones too, gives the logits of the rules."""
-    table = SamplerTable(len(rows))
+    table = SamplerTable(len(rows), HEAD)
     for row, (params, prompt, output) in enumerate(rows):
         table.set(row, params)
         adjuster = LogitAdjuster(params, prompt)

@@ -1,0 +1,1 @@
+"""An adversarial autoencoder for Statewise."""

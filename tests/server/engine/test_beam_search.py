@@ -1,0 +1,158 @@
+"""Which answers a beam search finds: all of them where it follows all beginnings, and those of transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from server.engine import Engine, EngineSettings, GenerationRequest
+from server.engine.queue_channel import run_all
+from server.engine.request import BeamParams, Hypothesis
+from statewise.sampling import GREEDY, log_softmax
+from tests.models import draft_of, make_checkpoint
+from training.checkpoint import load_checkpoint
+from training.decoding import ReferenceDecoder
+from training.hugging_face.importer import import_checkpoint
+
+LENGTH = 4
+VOCABULARY = 4
+END = 1
+PROMPT = np.array([2, 3, 2])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, ReferenceDecoder]]:
+    """A model of four tokens, with a row for each of its answers."""
+    options = {"plugin": "gru", "vocabulary_size": VOCABULARY, "hidden_size": 12, "num_layers": 1}
+    checkpoint = make_checkpoint("tiny", tmp_path_factory.mktemp("tiny") / "tiny", options=options)
+    with torch.no_grad():
+        for parameter in checkpoint.module.parameters():
+            parameter.mul_(3)
+    engine = started(checkpoint, max_rows=256, max_beams=256)
+    yield engine, ReferenceDecoder(checkpoint.module, checkpoint.plugin.spec(checkpoint.config))
+    engine.close()
+
+
+def started(checkpoint: Any, **settings: Any) -> Engine:
+    """Serve a checkpoint as it is in memory."""
+    given = EngineSettings(**{"state_memory": "256MB", "intra_op_threads": 1} | settings)
+    engine = Engine.load(draft_of(checkpoint), "cpu-float32", given)
+    engine.start()
+    return engine
+
+
+def search(engine: Engine, prompt: Any, num_beams: int, **options: Any) -> list[Hypothesis]:
+    """What a beam search finds, as many hypotheses as beams unless told otherwise."""
+    names = ("length_penalty", "early_stopping", "num_hypotheses")
+    params = {"num_hypotheses": num_beams} | {name: options.pop(name) for name in names if name in options}
+    request = GenerationRequest(prompt, GREEDY, **options, beam_search=BeamParams(num_beams, **params))
+    (output,) = run_all(engine, [request])
+    assert output.error is None
+    return output.hypotheses
+
+
+def every_answer() -> list[tuple[int, ...]]:
+    """Every sequence that ends with the end token, or with the last position."""
+    longest = product(range(VOCABULARY), repeat=LENGTH)
+    cut = {answer[: answer.index(END) + 1] if END in answer else answer for answer in longest}
+    return sorted(cut)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.5, -1.0])
+def test_enough_beams_find_every_answer_in_order(tiny: tuple[Engine, ReferenceDecoder], length_penalty: float) -> None:
+    """With a beam for each answer the search is exhaustive: all of them, by the score of the reference's numbers."""
+    engine, reference = tiny
+    answers = every_answer()
+    outputs = reference.outputs([np.concatenate([PROMPT, answer]) for answer in answers])
+    log_probabilities = {
+        answer: sum(log_softmax(row)[len(PROMPT) - 1 + at, token] for at, token in enumerate(answer))
+        for answer, row in zip(answers, outputs, strict=True)
+    }
+    scores = {answer: log_probabilities[answer] / len(answer) ** length_penalty for answer in answers}
+
+    found = search(engine, PROMPT, len(answers), max_tokens=LENGTH, end_token=END, length_penalty=length_penalty)
+
+    assert [tuple(h.tokens) for h in found] == sorted(answers, key=lambda answer: -scores[answer])
+    np.testing.assert_allclose([h.score for h in found], sorted(scores.values(), reverse=True), atol=1e-5)
+    np.testing.assert_allclose(
+        [h.log_probability for h in found], [log_probabilities[tuple(h.tokens)] for h in found], atol=1e-5
+    )
+    assert all((h.finish_reason == "stop") == (h.tokens[-1] == END) for h in found)
+    assert engine.num_running == 0
+
+
+def test_more_beams_than_beginnings_find_what_there_is(tiny: tuple[Engine, ReferenceDecoder]) -> None:
+    """A search of one step has four answers, whatever was asked for; without an end token none ends early."""
+    engine, _ = tiny
+
+    assert len(search(engine, PROMPT, 16, max_tokens=1, end_token=END)) == VOCABULARY
+    assert {len(h.tokens) for h in search(engine, PROMPT, 8, max_tokens=3)} == {3}
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Any]]:
+    """A GPT-2 of transformers with random weights that end now and then, and the engine that serves it."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=60,
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=END,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    folder = tmp_path_factory.mktemp("gpt2")
+    model.save_pretrained(folder / "theirs")
+    import_checkpoint(folder / "theirs", folder / "ours")
+    engine = started(load_checkpoint(folder / "ours"), max_rows=16)
+    yield engine, model
+    engine.close()
+
+
+@pytest.mark.parametrize("num_beams", [2, 5, 16])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, -0.5, 3.0])
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_hypotheses_are_those_of_transformers(
+    gpt2: tuple[Engine, Any], num_beams: int, length_penalty: float, early_stopping: bool
+) -> None:
+    """The same answers with the same scores as `generate`, prompts and lengths differing; some end and some do not."""
+    engine, model = gpt2
+    options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+    rng = np.random.default_rng(num_beams)
+    for length, max_tokens in ((1, 5), (4, 24), (9, 40)):
+        prompt = rng.integers(2, 60, length)
+        theirs = model.generate(
+            torch.from_numpy(prompt)[None],
+            attention_mask=torch.ones(1, length, dtype=torch.int64),
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+            **options,
+        )
+
+        found = search(engine, prompt, num_beams, max_tokens=max_tokens, end_token=END, **options)
+
+        expected = [_cut(row) for row in theirs.sequences[:, length:].tolist()]
+        assert [h.tokens for h in found] == expected
+        np.testing.assert_allclose([h.score for h in found], theirs.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+def _cut(tokens: list[int]) -> list[int]:
+    """What transformers pads behind the end token, or behind the longest hypothesis, is left out."""
+    return tokens[: tokens.index(END) + 1] if END in tokens else tokens
