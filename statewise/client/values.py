@@ -184,7 +184,7 @@ class Model:
     """Of a request, prompt and output together; 0 where there is no such limit."""
     state_budget_bytes: int
     methods: tuple[str, ...]
-    """What it can be asked for: "Generate", "Predict", "Score", "Inspect"."""
+    """What it can be asked for: "Generate", "Forecast", "Predict", "Score", "Inspect"."""
     labels: tuple[str, ...]
     """Names of its labels, where it gives labels."""
     max_items: int
