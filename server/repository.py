@@ -22,6 +22,7 @@ from statewise.bundle import Bundle, list_models, open_bundle
 from statewise.certificate import check_certificate
 from statewise.errors import BundleError, InvalidRequestError, NotFoundError, StatewiseError, UnavailableError
 from statewise.manifest import Manifest
+from statewise.model_spec import MixtureHead
 from statewise.onnx_check import check_graphs
 from statewise.text import load_tokenizer
 
@@ -56,7 +57,9 @@ class ModelEntry:
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the rpcs that a loaded model answers."""
-        own = ("Generate",) if self.engine is not None else ()
+        own: tuple[str, ...] = ("Generate",) if self.engine is not None else ()
+        if self.manifest is not None and isinstance(self.manifest.model.head, MixtureHead):
+            own = (*own, "Forecast")
         return (*own, *(self.predictor.methods if self.predictor is not None else ()))
 
     def describe(self) -> str:

@@ -65,9 +65,9 @@ class Limits(Figures):
     """Perplexity of the variant over that of float32; of mixtures, geometric mean of the densities' ratios."""
     difference: float = Field(ge=0)
     """Values: mean absolute difference, in units of the data's standard deviation."""
-    equal_labels: float = Field(ge=0, le=1)
+    equal_labels: float = Field(default=0.0, ge=0, le=1)
     """Least share of labels of whole sequences, or of their items, that are the same."""
-    answers: float = Field(ge=0)
+    answers: float = Field(default=math.inf, ge=0)
     """Embeddings and values of whole sequences: mean absolute difference, in units of their own standard deviation."""
 
 

@@ -220,7 +220,7 @@ class Model:
     """Size of the source's vocabulary, or number of its features."""
     max_source_tokens: int
     methods: tuple[str, ...]
-    """What it can be asked for: "Generate", "Predict", "Score", "Inspect"."""
+    """What it can be asked for: "Generate", "Forecast", "Predict", "Score", "Inspect"."""
     labels: tuple[str, ...]
     """Names of its labels, where it gives labels."""
     max_items: int

@@ -106,10 +106,13 @@ def test_models_are_described(server: Application, call: Callable[..., Any]) -> 
         "broken": "refused",
         "plain": "ready",
         "sum": "ready",
+        "sums": "ready",
         "text": "ready",
     }
     assert "changed since it was written" in models["broken"].reason
     assert (models["text"].start_token, models["plain"].start_token) == (0, None)
+    assert (models["text"].methods, models["sums"].methods) == (("Generate", "Score"), ("Predict",))
+    assert (models["text"].labels, models["sums"].labels) == ((), ("first", "second"))
     assert call(server.address, "model", "text") == models["text"]
 
 
@@ -117,7 +120,7 @@ def test_models_are_described(server: Application, call: Callable[..., Any]) -> 
 @pytest.mark.parametrize(
     ("kind", "arguments", "options", "message"),
     [
-        (NotFoundError, ("nope", "a"), {}, "'nope'.*plain, sum, text"),
+        (NotFoundError, ("nope", "a"), {}, "'nope'.*plain, sum, sums, text"),
         (BundleError, ("broken", "a"), {}, "changed since it was written"),
         (InvalidRequestError, ("text", "a"), {"temperature": -1}, "sampling.temperature: must lie in"),
         (InvalidRequestError, ("text", "a"), {"max_tokens": "many"}, "max_tokens: cannot be sent"),

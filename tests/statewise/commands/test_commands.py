@@ -126,7 +126,7 @@ def test_models_lists_what_is_served_and_refused(server: Application, capfd: Any
     _, as_json, _ = run(capfd, "models", "--address", server.address, "--json")
 
     states = {model["name"]: model["state"] for model in json.loads(as_json)}
-    assert states == {"broken": "refused", "plain": "ready", "sum": "ready", "text": "ready"}
+    assert states == {"broken": "refused", "plain": "ready", "sum": "ready", "sums": "ready", "text": "ready"}
     assert code == 0
     assert all(name in output for name in states)
 
