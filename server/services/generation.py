@@ -143,7 +143,9 @@ class _Progress:
             response.info.variant = self.engine.variant_name
             response.info.seed = self._stream.request.sampling.seed or 0
         if news.finish_reason is not None:
-            response.usage.prompt_tokens = len(self._stream.request.prompt)
+            request = self._stream.request
+            response.usage.prompt_tokens = len(request.prompt)
+            response.usage.source_tokens = request.num_items - len(request.prompt)
             response.usage.cached_prompt_tokens = self._stream.num_cached
             response.usage.completion_tokens = self._num_items
         self.num_messages += 1

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engine.request import GenerationRequest
+from server.engine.request import BeamParams, GenerationRequest
+from server.services.sources import read_source
 from statewise.errors import DeadlineExceededError, InvalidRequestError
 from statewise.sampling import GREEDY, MAX_LOGIT_BIAS_ENTRIES, SamplingParams
 from statewise.v1 import generation_pb2 as pb
@@ -38,12 +39,14 @@ async def read_request(request: pb.GenerateRequest, engine: Engine, seconds_left
         raise DeadlineExceededError("the deadline had passed when the request came")
     deadline = None if seconds_left is None else time.monotonic() + seconds_left
     stop = request.stop
-    # The prompt last: it is the costly part.
+    # Source and prompt last: they are the costly part.
     sampling, stop_strings, num_top = (
         _sampling(request, engine),
         _stop_strings(stop.strings),
         _log_probabilities(request),
     )
+    beam_search = _beam_search(request, sampling)
+    source = await read_source(request, engine)
     prompt = await _prompt(request, engine)
     return GenerationRequest(
         prompt=prompt,
@@ -53,6 +56,8 @@ async def read_request(request: pb.GenerateRequest, engine: Engine, seconds_left
         stop_strings=stop_strings,
         log_probabilities=num_top,
         deadline=deadline,
+        source=source,
+        beam_search=beam_search,
     )
 
 
@@ -83,6 +88,24 @@ def _sampling(request: pb.GenerateRequest, engine: Engine) -> SamplingParams:
         frequency_penalty=given.frequency_penalty,
         logit_bias=dict(given.logit_bias),
         seed=seed,
+    )
+
+
+def _beam_search(request: pb.GenerateRequest, sampling: SamplingParams) -> BeamParams | None:
+    if not request.HasField("beam_search"):
+        return None
+    if not sampling.is_greedy or sampling.penalizes or sampling.logit_bias:
+        raise InvalidRequestError(
+            "a beam search follows the model's own distribution and draws nothing; leave it out, or set temperature 0 "
+            "alone",
+            field="sampling",
+        )
+    given = request.beam_search
+    return BeamParams(
+        num_beams=given.num_beams,
+        length_penalty=given.length_penalty if given.HasField("length_penalty") else 1.0,
+        num_hypotheses=given.num_hypotheses if given.HasField("num_hypotheses") else 1,
+        early_stopping=given.early_stopping,
     )
 
 

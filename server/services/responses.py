@@ -12,7 +12,7 @@ from statewise.v1 import generation_pb2 as pb
 
 if TYPE_CHECKING:
     from server.engine.engine import Engine
-    from server.engine.request import Delta, TokenLogProbability
+    from server.engine.request import Delta, Hypothesis, TokenLogProbability
     from server.repository import ModelEntry
 
 _FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
@@ -36,7 +36,18 @@ def response_of(delta: Delta) -> pb.GenerateResponse:
         response.log_probabilities.extend(_log_probabilities(delta.log_probabilities))
     if delta.finish_reason is not None:
         response.finish_reason = _FINISH_REASONS[delta.finish_reason]
+    response.hypotheses.extend(map(_hypothesis, delta.hypotheses))
     return response
+
+
+def _hypothesis(hypothesis: Hypothesis) -> pb.Hypothesis:
+    return pb.Hypothesis(
+        text=hypothesis.text,
+        tokens=hypothesis.tokens,
+        log_probability=hypothesis.log_probability,
+        score=hypothesis.score,
+        finish_reason=_FINISH_REASONS[hypothesis.finish_reason],
+    )
 
 
 def _log_probabilities(entries: Iterable[TokenLogProbability]) -> Iterable[pb.TokenLogProbability]:
@@ -71,6 +82,10 @@ def _describe_manifest(model: pb.Model, entry: ModelEntry) -> None:
     model.input_size = reads.vocabulary_size if reads.kind == "tokens" else reads.features
     if isinstance(manifest.model.head, LabelsHead):
         model.labels.extend(manifest.model.head.names)
+    if (source := manifest.model.source) is not None:
+        model.source_kind = source.kind
+        model.source_size = source.vocabulary_size if source.kind == "tokens" else source.features
+        model.max_source_tokens = manifest.model.max_source_positions or 0
     model.has_tokenizer = manifest.tokenizer is not None
     if special.start is not None:
         model.start_token = special.start

@@ -15,6 +15,7 @@ from statewise.client.values import (
     FinishReason,
     Generation,
     GenerationInfo,
+    Hypothesis,
     Model,
     Prediction,
     PredictionInfo,
@@ -53,6 +54,8 @@ _SAMPLING = (
     "seed",
 )
 
+_BEAM_SEARCH = ("num_beams", "length_penalty", "num_hypotheses", "early_stopping")
+
 _FINISH_REASONS: dict[int, FinishReason] = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 
 _STATES: dict[int, Literal["loading", "ready", "refused"]] = {
@@ -85,6 +88,16 @@ class GenerateOptions(TypedDict, total=False):
     ignore_end_token: bool
     logprobs: int | None
     """0 for the log-probability of each chosen token; n for those of the n most probable tokens too."""
+    source: Prompt | None
+    """What an encoder-decoder decodes; the prompt is then what the answer begins with, and mostly empty."""
+    num_beams: int | None
+    """Searches for the most probable answers, following so many beginnings at once; the next three need it."""
+    length_penalty: float | None
+    """Answers are ranked by log-probability / length ** length_penalty; by default 1."""
+    num_hypotheses: int | None
+    """How many answers of a search are returned; by default 1."""
+    early_stopping: bool
+    """Whether a search ends with its first `num_beams` answers."""
     timeout: float | None
     """Seconds until the whole answer must be there; by default the client's."""
 
@@ -106,10 +119,24 @@ def generate_request(model: str, prompt: Prompt, options: GenerateOptions) -> pb
     stop = options.get("stop", ())
     _set(request.stop, "strings", [stop] if isinstance(stop, str) else list(stop))
     _set(request.stop, "ignore_end_token", options.get("ignore_end_token", False))
+    if (source := options.get("source")) is not None:
+        request.source.SetInParent()
+        _set_prompt(request.source, source, field="source")
+    _set_beam_search(request, options)
     if (logprobs := options.get("logprobs")) is not None:
         request.log_probabilities.SetInParent()
         _set(request.log_probabilities, "top", logprobs)
     return request
+
+
+def _set_beam_search(request: pb.GenerateRequest, options: GenerateOptions) -> None:
+    given = {name: value for name in _BEAM_SEARCH if (value := options.get(name)) not in (None, False)}
+    if not given:
+        return
+    if "num_beams" not in given:
+        raise InvalidRequestError(f"is needed for {', '.join(given)}", field="num_beams")
+    for name, value in given.items():
+        _set(request.beam_search, name, value)
 
 
 def predict_request(model: str, inputs: Sequence[Prompt], version: int) -> prediction_pb2.PredictRequest:
@@ -140,7 +167,7 @@ def _set_inputs(
         _set_prompt(request.inputs.add(), sequence)
 
 
-def _set_prompt(request: pb.GenerateRequest | pb.Items, prompt: Prompt) -> None:
+def _set_prompt(request: pb.GenerateRequest | pb.Items, prompt: Prompt, field: str = "prompt") -> None:
     if isinstance(prompt, str):
         _set(request, "text", prompt)
         return
@@ -154,7 +181,7 @@ def _set_prompt(request: pb.GenerateRequest | pb.Items, prompt: Prompt) -> None:
     else:
         raise InvalidRequestError(
             f"must be text, integers [time] or floats [time, features], got {items.dtype} {list(items.shape)}",
-            field="prompt",
+            field=field,
         )
 
 
@@ -181,11 +208,17 @@ def chunk_from(response: pb.GenerateResponse) -> Chunk:
         finish_reason=_FINISH_REASONS.get(response.finish_reason),
         usage=_usage(response.usage) if response.HasField("usage") else None,
         info=(GenerationInfo(info.model, info.version, info.variant, info.seed) if response.HasField("info") else None),
+        hypotheses=tuple(map(_hypothesis, response.hypotheses)),
     )
 
 
+def _hypothesis(message: pb.Hypothesis) -> Hypothesis:
+    reason = _FINISH_REASONS[message.finish_reason]
+    return Hypothesis(message.text, tuple(message.tokens), message.log_probability, message.score, reason)
+
+
 def _usage(message: pb.Usage) -> Usage:
-    return Usage(message.prompt_tokens, message.completion_tokens, message.cached_prompt_tokens)
+    return Usage(message.prompt_tokens, message.completion_tokens, message.cached_prompt_tokens, message.source_tokens)
 
 
 def _vectors(message: pb.VectorSequence) -> NDArray[np.float32]:
@@ -248,6 +281,7 @@ def fold(chunks: Iterable[Chunk]) -> Generation:
         finish_reason=chunks[-1].finish_reason,
         usage=chunks[-1].usage,
         info=chunks[0].info,
+        hypotheses=chunks[-1].hypotheses,
     )
 
 

@@ -71,14 +71,14 @@ class Client:
         prediction_stub: Any = PredictionServiceStub
         self._prediction_stub = prediction_stub(self._channel)
 
-    def stream(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> ChunkStream:
+    def stream(self, model: str, prompt: Prompt = "", **options: Unpack[core.GenerateOptions]) -> ChunkStream:
         """Continue a prompt, giving the answer as it is made; options as in `GenerateOptions`."""
         request = core.generate_request(model, prompt, options)
         with core.errors_mapped(self.address):
             call = self._stub.Generate(request, timeout=options.get("timeout", self._timeout))
         return ChunkStream(call, self.address)
 
-    def generate(self, model: str, prompt: Prompt, **options: Unpack[core.GenerateOptions]) -> Generation:
+    def generate(self, model: str, prompt: Prompt = "", **options: Unpack[core.GenerateOptions]) -> Generation:
         """Continue a prompt, and return the whole answer; options as in `GenerateOptions`."""
         with self.stream(model, prompt, **options) as chunks:
             return core.fold(chunks)

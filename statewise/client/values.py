@@ -33,6 +33,22 @@ class Usage:
     """An end token included."""
     cached_prompt_tokens: int
     """Of the prompt's, those whose state was there from an earlier request."""
+    source_tokens: int = 0
+    """What the server puts around a source included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One of the answers that a beam search has found."""
+
+    text: str
+    tokens: tuple[int, ...]
+    """An end token included."""
+    log_probability: float
+    """Of all its tokens together, in nats."""
+    score: float
+    """log_probability / len(tokens) ** length_penalty, by which the answers are ranked."""
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,8 @@ class Chunk:
     """In the last chunk."""
     info: GenerationInfo | None
     """In the first chunk."""
+    hypotheses: tuple[Hypothesis, ...] = ()
+    """Of a beam search, in its only chunk."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +93,8 @@ class Generation:
     finish_reason: FinishReason
     usage: Usage
     info: GenerationInfo
+    hypotheses: tuple[Hypothesis, ...] = ()
+    """What a beam search has found, best first; text and tokens above are the first one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +185,11 @@ class Model:
     max_positions: int
     """Of a request, prompt and output together; 0 where there is no such limit."""
     state_budget_bytes: int
+    source_kind: str
+    """"tokens" or "real" where `generate` needs a source, else empty."""
+    source_size: int
+    """Size of the source's vocabulary, or number of its features."""
+    max_source_tokens: int
     methods: tuple[str, ...]
     """What it can be asked for: "Generate", "Predict", "Score", "Inspect"."""
     labels: tuple[str, ...]

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from statewise.client import DEFAULT_ADDRESS, Chunk, Client, GenerateOptions, Generation, Prompt
@@ -34,6 +35,11 @@ def generate(
         int | None, typer.Option(help="Print log-probabilities, of the n most probable tokens too.")
     ] = None,
     tokens: Annotated[str | None, typer.Option(help='Token ids to continue, as "1,2,3".')] = None,
+    source: Annotated[str | None, typer.Option(help="Text that an encoder-decoder makes its answer of.")] = None,
+    source_tokens: Annotated[str | None, typer.Option(help='The same as token ids, as "1,2,3".')] = None,
+    beams: Annotated[int | None, typer.Option(help="Search for the most probable answers, with so many beams.")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Above 0 favours longer answers of a search.")] = None,
+    hypotheses: Annotated[int | None, typer.Option(help="Answers of a search to print.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Continue a prompt with a model of a running server."""
@@ -46,6 +52,10 @@ def generate(
         seed=seed,
         stop=stop or (),
         logprobs=logprobs,
+        source=source if source_tokens is None else _ids(source_tokens, "--source-tokens"),
+        num_beams=beams,
+        length_penalty=length_penalty,
+        num_hypotheses=hypotheses,
     )
     started = time.monotonic()
     with Client(address) as client, client.stream(model, _prompt(prompt, tokens), **options) as stream:
@@ -60,6 +70,8 @@ def generate(
         print(json.dumps(_as_dict(generation), ensure_ascii=False))
         return
     print(flush=True)
+    if len(generation.hypotheses) > 1:
+        Console().print(_hypothesis_table(generation, has_text=has_text))
     if logprobs is not None:
         Console().print(_log_probability_table(generation))
     print(_statistics(generation, seconds), file=sys.stderr)
@@ -70,10 +82,14 @@ def _prompt(prompt: str, tokens: str | None) -> Prompt:
         return sys.stdin.read() if prompt == "-" else prompt
     if prompt:
         raise InvalidRequestError("give a prompt or --tokens, not both", field="--tokens")
+    return _ids(tokens, "--tokens")
+
+
+def _ids(tokens: str, field: str) -> list[int]:
     try:
         return [int(token) for token in tokens.split(",") if token.strip()]
     except ValueError as error:
-        raise InvalidRequestError(f'must be ids with commas, as "1,2,3", got {tokens!r}', field="--tokens") from error
+        raise InvalidRequestError(f'must be ids with commas, as "1,2,3", got {tokens!r}', field=field) from error
 
 
 def _print_chunk(chunk: Chunk, *, has_text: bool) -> None:
@@ -87,7 +103,16 @@ def _as_dict(generation: Generation) -> dict[str, object]:
     values = {name: getattr(generation, name) for name in ("text", "tokens", "finish_reason")}
     values["vectors"] = generation.vectors.tolist() if generation.vectors is not None else None
     values["log_probabilities"] = [asdict(entry) for entry in generation.log_probabilities]
+    values["hypotheses"] = [asdict(hypothesis) for hypothesis in generation.hypotheses]
     return values | {"usage": asdict(generation.usage), "info": asdict(generation.info)}
+
+
+def _hypothesis_table(generation: Generation, *, has_text: bool) -> Table:
+    table = Table("score", "log-probability", "answer")
+    for hypothesis in generation.hypotheses:
+        answer = escape(hypothesis.text) if has_text else " ".join(map(str, hypothesis.tokens))
+        table.add_row(f"{hypothesis.score:.4f}", f"{hypothesis.log_probability:.4f}", answer)
+    return table
 
 
 def _log_probability_table(generation: Generation) -> Table:
@@ -101,8 +126,9 @@ def _log_probability_table(generation: Generation) -> Table:
 def _statistics(generation: Generation, seconds: float) -> str:
     usage, info = generation.usage, generation.info
     count = usage.completion_tokens
+    source = f" and a source of {usage.source_tokens}" if usage.source_tokens else ""
     return (
         f"[{info.model}/{info.version} {info.variant}] {count} items in {seconds:.2f} s ({count / seconds:.0f}/s) "
-        f"after a prompt of {usage.prompt_tokens} ({usage.cached_prompt_tokens} cached), "
+        f"after a prompt of {usage.prompt_tokens} ({usage.cached_prompt_tokens} cached){source}, "
         f"seed {info.seed}, finish reason {generation.finish_reason}"
     )

@@ -177,14 +177,16 @@ class TokenLogProbability(_message.Message):
     def __init__(self, token: _Optional[int] = ..., log_probability: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TokenLogProbability, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens")
+    __slots__ = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "source_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     cached_prompt_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
+    source_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., source_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerationInfo(_message.Message):
     __slots__ = ("model", "version", "variant", "seed")
@@ -223,7 +225,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "state", "reason", "plugin", "variant", "input_kind", "head_kind", "input_size", "has_tokenizer", "start_token", "end_token", "state_bytes_per_row", "max_prompt_tokens", "max_tokens", "max_rows", "max_waiting", "running", "waiting", "max_positions", "state_budget_bytes", "methods", "labels", "max_items")
+    __slots__ = ("name", "version", "state", "reason", "plugin", "variant", "input_kind", "head_kind", "input_size", "has_tokenizer", "start_token", "end_token", "state_bytes_per_row", "max_prompt_tokens", "max_tokens", "max_rows", "max_waiting", "running", "waiting", "max_positions", "state_budget_bytes", "methods", "labels", "max_items", "source_kind", "source_size", "max_source_tokens")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +250,9 @@ class Model(_message.Message):
     METHODS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_KIND_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_SOURCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     state: ModelState
@@ -272,4 +277,7 @@ class Model(_message.Message):
     methods: _containers.RepeatedScalarFieldContainer[str]
     labels: _containers.RepeatedScalarFieldContainer[str]
     max_items: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., plugin: _Optional[str] = ..., variant: _Optional[str] = ..., input_kind: _Optional[str] = ..., head_kind: _Optional[str] = ..., input_size: _Optional[int] = ..., has_tokenizer: _Optional[bool] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., state_bytes_per_row: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_waiting: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., max_positions: _Optional[int] = ..., state_budget_bytes: _Optional[int] = ..., methods: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., max_items: _Optional[int] = ...) -> None: ...
+    source_kind: str
+    source_size: int
+    max_source_tokens: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., plugin: _Optional[str] = ..., variant: _Optional[str] = ..., input_kind: _Optional[str] = ..., head_kind: _Optional[str] = ..., input_size: _Optional[int] = ..., has_tokenizer: _Optional[bool] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., state_bytes_per_row: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_waiting: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., max_positions: _Optional[int] = ..., state_budget_bytes: _Optional[int] = ..., methods: _Optional[_Iterable[str]] = ..., labels: _Optional[_Iterable[str]] = ..., max_items: _Optional[int] = ..., source_kind: _Optional[str] = ..., source_size: _Optional[int] = ..., max_source_tokens: _Optional[int] = ...) -> None: ...

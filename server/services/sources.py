@@ -1,0 +1,89 @@
+"""The source of a GenerateRequest as the array that an encoder reads."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from statewise.errors import InvalidRequestError
+from statewise.model_spec import RealInput
+from statewise.v1 import generation_pb2 as pb
+
+if TYPE_CHECKING:
+    from server.engine.engine import Engine
+
+_LONG_TEXT = 4096
+"""Characters beyond which text is tokenized off the event loop; below, the hop costs more than the work."""
+
+
+async def read_source(request: pb.GenerateRequest, engine: Engine) -> NDArray[Any] | None:
+    """The source, int64 `[time]` or float32 `[time, features]`; None where the model has none, and none is given.
+
+    Raises InvalidRequestError for what only the wire can get wrong, and where it is too long to be copied.
+    """
+    reads, kind, name = engine.manifest.model.source, request.source.WhichOneof("kind"), engine.manifest.name
+    if reads is None:
+        if request.HasField("source"):
+            raise InvalidRequestError(f"model {name!r} reads no source; give a prompt alone", field="source")
+        return None
+    wanted = "vectors" if isinstance(reads, RealInput) else "tokens or text"
+    if kind is None:
+        raise InvalidRequestError(f"is missing; model {name!r} makes its output of {wanted}", field="source")
+    if (kind == "vectors") != isinstance(reads, RealInput):
+        raise InvalidRequestError(f"model {name!r} reads sources of {wanted}", field=f"source.{kind}")
+    if isinstance(reads, RealInput):
+        return _vectors(request.source.vectors, reads.features, engine)
+    ids = await _text(request.source.text, engine) if kind == "text" else _tokens(request.source.tokens, engine)
+    if not len(ids):
+        raise InvalidRequestError("is empty; give at least one item", field=f"source.{kind}")
+    return ids
+
+
+def _vectors(given: pb.VectorSequence, features: int, engine: Engine) -> NDArray[np.float32]:
+    if given.features != features:
+        raise InvalidRequestError(
+            f"model {engine.manifest.name!r} reads sources of {features} features, got {given.features}",
+            field="source.vectors.features",
+        )
+    count = len(given.values)
+    if not count or count % features:
+        raise InvalidRequestError(
+            f"must hold time x {features} numbers, time at least 1; got {count}", field="source.vectors.values"
+        )
+    _check_length(count // features, engine, "source.vectors.values")
+    return np.fromiter(given.values, np.float32, count).reshape(-1, features)
+
+
+def _tokens(given: pb.TokenSequence, engine: Engine) -> NDArray[np.int64]:
+    # The length first: a message can hold millions of ids.
+    _check_length(len(given.ids), engine, "source.tokens.ids")
+    return np.fromiter(given.ids, np.int64, len(given.ids))
+
+
+async def _text(text: str, engine: Engine) -> NDArray[np.int64]:
+    """The ids of a text between the tokens that stand around sources; none for an empty text."""
+    if engine.tokenizer is None:
+        raise InvalidRequestError(
+            f"model {engine.manifest.name!r} has no tokenizer; send token ids in `tokens`", field="source.text"
+        )
+    encode, special = engine.tokenizer.encode_batch_fast, engine.manifest.special_tokens
+    if len(text) > _LONG_TEXT:
+        (encoding,) = await asyncio.to_thread(encode, [text], add_special_tokens=False)
+    else:
+        (encoding,) = encode([text], add_special_tokens=False)
+    ends = ([] if token is None else [token] for token in (special.source_start, special.source_end))
+    before, behind = ends if encoding.ids else ((), ())
+    ids = np.array([*before, *encoding.ids, *behind], np.int64)
+    _check_length(len(ids), engine, "source.text")
+    return ids
+
+
+def _check_length(length: int, engine: Engine, field: str) -> None:
+    limit = engine.manifest.model.max_source_positions
+    if limit is not None and length > limit:
+        raise InvalidRequestError(
+            f"the source has {length} items, and model {engine.manifest.name!r} reads at most {limit}", field=field
+        )
