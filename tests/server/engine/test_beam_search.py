@@ -153,6 +153,82 @@ def test_hypotheses_are_those_of_transformers(
         np.testing.assert_allclose([h.score for h in found], theirs.sequences_scores, rtol=1e-4, atol=1e-4)
 
 
+BART = {
+    "vocab_size": 60,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 40,
+    "init_std": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": END,
+    "pad_token_id": 2,
+    "forced_eos_token_id": None,
+    "decoder_start_token_id": 2,
+}
+ENCODER_DECODERS = {
+    "bart": transformers.BartConfig(**BART),
+    "marian": transformers.MarianConfig(**BART, scale_embedding=True, activation_function="swish"),
+}
+
+
+@pytest.fixture(scope="module", params=ENCODER_DECODERS)
+def encoder_decoder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Engine, Any]]:
+    """An encoder-decoder of transformers with random weights, and the engine that serves it."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(ENCODER_DECODERS[request.param]).eval()
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder / "theirs")
+    import_checkpoint(folder / "theirs", folder / "ours")
+    engine = started(load_checkpoint(folder / "ours"), max_rows=8)
+    yield engine, model
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("num_beams", "length_penalty", "early_stopping"), [(2, 1.0, False), (4, 0.6, True), (8, 2, False)]
+)
+def test_hypotheses_of_a_source_are_those_of_transformers(
+    encoder_decoder: tuple[Engine, Any], num_beams: int, length_penalty: float, early_stopping: bool
+) -> None:
+    """The same answers to the same sources, of one item, an odd number, and as many as the model reads."""
+    engine, model = encoder_decoder
+    rng = np.random.default_rng(num_beams)
+    for length, max_tokens in ((1, 12), (7, 30), (40, 39)):
+        source = rng.integers(3, 60, length)
+        theirs = model.generate(
+            torch.from_numpy(source)[None],
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            max_new_tokens=max_tokens,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+
+        found = search(
+            engine,
+            np.array([2]),
+            num_beams,
+            source=source,
+            max_tokens=max_tokens,
+            end_token=END,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+        )
+
+        assert [h.tokens for h in found] == [_cut(row) for row in theirs.sequences[:, 1:].tolist()]
+        np.testing.assert_allclose([h.score for h in found], theirs.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
 def _cut(tokens: list[int]) -> list[int]:
     """What transformers pads behind the end token, or behind the longest hypothesis, is left out."""
     return tokens[: tokens.index(END) + 1] if END in tokens else tokens

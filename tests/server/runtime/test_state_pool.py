@@ -194,6 +194,26 @@ def test_the_bytes_of_a_row_are_counted(memory: Memory) -> None:
     assert StatePool((*SPECS, CACHE), MAX_ROWS, 64, memory).nbytes == MAX_ROWS * bytes_per_row((*SPECS, CACHE), 64)
 
 
+def test_a_memory_moves_with_its_row_and_no_run_changes_it(memory: Memory) -> None:
+    """Copied, saved, loaded and resized like all state, but for a copy that is told to leave it; it has one buffer."""
+    spec = StateSpec(name="source", kind="memory", shape=("row", 4, 3))
+    pool = StatePool((SPECS[0], spec), MAX_ROWS, memory=memory)
+    numpy_view(pool.memories["source"])[:] = np.arange(MAX_ROWS)[:, None, None]
+    numpy_view(pool.current["hidden"])[:] = np.arange(MAX_ROWS)[:, None]
+
+    pool.commit(slice(0, MAX_ROWS), MAX_ROWS, 1)
+    pool.commit(slice(0, MAX_ROWS), MAX_ROWS, 1)
+    pool.copy_row(1, 0)
+    pool.copy_row(2, 1, with_memory=False)
+    pool.load_row(2, pool.save_row(3))
+    pool.resize(3, 0, 3)
+
+    assert numpy_view(pool.memories["source"])[:, 3, 2].tolist() == [1, 1, 3]
+    assert numpy_view(pool.current["hidden"])[:, 0].tolist() == [1, 2, 3]
+    assert pool.buffers("source")[1] is None
+    assert bytes_per_row((spec,), 64) == 4 * 3 * 4
+
+
 def test_capacities_are_buckets_up_to_the_most_positions() -> None:
     """Room doubles from 64 on, and ends at the model's own number; without positions there is none."""
     assert [capacity_for(count, 400) for count in (1, 64, 65, 256, 257, 400)] == [64, 64, 128, 256, 400, 400]
