@@ -27,6 +27,7 @@ from statewise.errors import BundleError
 if TYPE_CHECKING:
     from statewise.bundle import Bundle
     from statewise.manifest import Variant
+    from statewise.model_spec import ModelSpec
 
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
@@ -42,6 +43,9 @@ _ELEMENTS_PER_BYTE: dict[int, int] = {
 }
 
 
+_STATE_NAMES = ("state.", "new_state.", "chunk.state.", "chunk.new_state.")
+
+
 def check_graphs(bundle: Bundle, variant_name: str) -> None:
     """Check the graphs of a variant.
 
@@ -55,16 +59,24 @@ def check_graphs(bundle: Bundle, variant_name: str) -> None:
         try:
             model = _parse(bundle.path(name))
             _check_model(model, sizes)
-            _check_state_names(model, bundle, _state_prefixes(name, variant))
+            _check_state_names(model, *_state_names(name, variant, bundle.manifest.model))
         except _RefusedError as refused:
             raise BundleError(f"{name}: {refused}") from refused
 
 
-def _state_prefixes(name: str, variant: Variant) -> tuple[str, ...]:
-    """What stands before the names of a graph's state tensors; nothing does where it carries none."""
+def _state_names(name: str, variant: Variant, model: ModelSpec) -> tuple[set[str], set[str]]:
+    """What a graph reads and what it writes of the state, as its inputs and outputs are to be named."""
+    reads = {state.name for state in model.state}
+    writes = {state.name for state in model.state if state.kind != "memory"}
     if name in variant.one_shot_graphs.values():
-        return ()
-    return ("", "chunk.") if name == variant.mixed else ("",)
+        reads, writes = set(), set()
+    if name == variant.encode:
+        reads, writes = set(), {state.name for state in model.state if state.kind != "cache"}
+    prefixes = ("", "chunk.") if name == variant.mixed else ("",)
+    return (
+        {f"{prefix}state.{state}" for prefix in prefixes for state in reads},
+        {f"{prefix}new_state.{state}" for prefix in prefixes for state in writes},
+    )
 
 
 class _RefusedError(Exception):
@@ -172,12 +184,10 @@ def _natural(tensor: TensorProto, entries: dict[str, str], key: str, default: in
     return int(text)
 
 
-def _check_state_names(model: ModelProto, bundle: Bundle, prefixes: tuple[str, ...]) -> None:
-    declared = {prefix + spec.name for prefix in prefixes for spec in bundle.manifest.model.state}
-    inputs = {value.name for value in model.graph.input}
-    outputs = {value.name for value in model.graph.output}
-    for marker, found, what in (("state.", inputs, "input"), ("new_state.", outputs, "output")):
-        states = {p + name.removeprefix(p + marker) for p in prefixes for name in found if name.startswith(p + marker)}
+def _check_state_names(model: ModelProto, reads: set[str], writes: set[str]) -> None:
+    sides = (("input", model.graph.input, reads), ("output", model.graph.output, writes))
+    for what, values, declared in sides:
+        states = {value.name for value in values if value.name.startswith(_STATE_NAMES)}
         if states != declared:
             missing, unknown = sorted(declared - states), sorted(states - declared)
             raise _RefusedError(

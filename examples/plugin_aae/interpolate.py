@@ -41,8 +41,7 @@ def main() -> None:
     parser.add_argument("--address", default=DEFAULT_ADDRESS)
     given = parser.parse_args()
     with Client(given.address, timeout=30) as client:
-        for word in interpolate(client, given.model, given.first, given.last, given.steps):
-            print(word)
+        print(*interpolate(client, given.model, given.first, given.last, given.steps), sep="  ")
 
 
 if __name__ == "__main__":

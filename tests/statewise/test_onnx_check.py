@@ -215,8 +215,8 @@ def _rename_state(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_rename_state, "state inputs .*missing: sum; not in the manifest: total"),
-        (lambda model: model.graph.output.pop(), "state outputs .*missing: sum"),
+        (_rename_state, "state inputs .*missing: state.sum; not in the manifest: state.total"),
+        (lambda model: model.graph.output.pop(), "state outputs .*missing: new_state.sum"),
     ],
 )
 def test_state_must_be_the_manifests(tmp_path: Path, change: Change, reason: str) -> None:

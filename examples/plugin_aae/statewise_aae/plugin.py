@@ -26,7 +26,7 @@ class AdversarialAutoencoderConfig(PluginConfig):
     embedding_size: int = Field(default=64, ge=1)
     discriminator_size: int = Field(default=128, ge=1)
     """Width of the discriminator's two hidden layers."""
-    adversarial_weight: float = Field(default=0.3, ge=0.0)
+    adversarial_weight: float = Field(default=0.1, ge=0.0)
     """What it counts, beside a nat of reconstruction, to be taken for a draw from the prior."""
     noise: float = Field(default=0.1, ge=0.0)
     """Deviation of what is added to the vectors in training, so that near vectors mean near strings."""
