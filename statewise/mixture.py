@@ -112,7 +112,7 @@ def in_other_units(head: HeadSpec, mean: ArrayLike, deviation: ArrayLike) -> tup
     """
     assert head.kind in ("value", "mixture")
     width = head.features
-    center, scale = (np.broadcast_to(np.asarray(part, np.float64), width) for part in (mean, deviation))
+    center, scale = (np.full(width, part, np.float64) for part in (mean, deviation))
     if not isinstance(head, MixtureHead):
         return scale, center
     count, below = head.components, scale[np.tril_indices(width, -1)[0]] if head.covariance == "full" else scale[:0]

@@ -13,16 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from tests.models import MODELS, export_model
+from tests.models import MODELS, make_repository
 
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with every model of tests.models. Not to be written to: copy it first."""
-    root = tmp_path_factory.mktemp("repository")
-    for name in MODELS:
-        export_model(name, root)
-    return root
+    return make_repository(tmp_path_factory.mktemp("repository"), *MODELS)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -99,13 +100,21 @@ def checkpoint_of(name: str) -> Any:
     return make_checkpoint(name, Path(tempfile.mkdtemp()) / name)
 
 
-def export_model(name: str, repository: Path) -> Path:
-    """Export the model into a repository; returns the bundle's folder."""
+@cache
+def exported(name: str) -> Path:
+    """The folder of the model's versions, of which there is one; exported once, and not to be written to."""
     from export.pipeline import export_checkpoint
 
-    exported = export_checkpoint(checkpoint_of(name), repository)
-    assert exported.folder is not None, exported.certificates
-    return exported.folder
+    made = export_checkpoint(checkpoint_of(name), Path(tempfile.mkdtemp()))
+    assert made.folder is not None, made.certificates
+    return made.folder.parent
+
+
+def make_repository(root: Path, *names: str) -> Path:
+    """A model repository of these models."""
+    for name in names:
+        shutil.copytree(exported(name), root / name)
+    return root
 
 
 @cache

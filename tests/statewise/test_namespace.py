@@ -19,6 +19,7 @@ def test_public_names() -> None:
         "ConfigError",
         "DataLossError",
         "DeadlineExceededError",
+        "Forecast",
         "Generation",
         "GenerationInfo",
         "Hypothesis",

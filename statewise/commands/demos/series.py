@@ -135,9 +135,9 @@ def _configuration(work: Work, files: list[str]) -> dict[str, Any]:
     configuration: dict[str, Any] = {
         "name": NAME,
         "plugin": "gru",
-        "model": {"hidden_size": 16, "head": {"kind": "mixture", "components": 3, "covariance": "full"}},
+        "model": {"hidden_size": 16, "head": {"kind": "mixture", "components": 2, "covariance": "full"}},
         "data": {"kind": "series", "files": files, "standardize": True, "held_out": 0.2},
-        "optimizer": {"learning_rate": 5e-3},
+        "optimizer": {"learning_rate": 3e-3},
         "trainer": {"max_steps": 240, "validation_every": 20, "batch_size": 8, "sequence_length": CONTEXT},
     }
     if work.fast:

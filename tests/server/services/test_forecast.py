@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from server.app import Application
 from statewise.v1 import generation_pb2
 from statewise.v1 import prediction_pb2 as pb
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
+from tests.models import make_repository
 from tests.serving import running_server
 
 FEATURES = 3
@@ -25,12 +25,9 @@ Call = Callable[..., pb.ForecastResponse]
 
 
 @pytest.fixture(scope="module")
-def models(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two mixtures of random weights, and a model of values."""
-    root = tmp_path_factory.mktemp("models")
-    for name in ("lstm-mixture", "transformer-mixture", "gru-series"):
-        shutil.copytree(repository / name, root / name)
-    return root
+    return make_repository(tmp_path_factory.mktemp("models"), "lstm-mixture", "transformer-mixture", "gru-series")
 
 
 @pytest.fixture(scope="module")

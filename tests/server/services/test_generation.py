@@ -148,7 +148,7 @@ BAD_REQUESTS = {
             vectors=pb.VectorSequence(features=2, values=[1, 2]),
             sampling=pb.SamplingParameters(seed=1),
         ),
-        "sampling: model 'sum' gives real vectors",
+        "sampling: model 'sum' gives values",
     ),
     "log-probabilities below zero": (
         request(text="a", log_probabilities=pb.LogProbabilityOptions(top=-1)),
