@@ -197,4 +197,4 @@ def test_encoders_need_labelled_data(tmp_path: Path) -> None:
     config = config_of(tmp_path, "lstm_encoder", {}, {})
     plain = {**config.model_dump(mode="json"), "data": {"kind": "jsonl", "files": [str(tmp_path / "data.jsonl")]}}
 
-    assert "data of kind labelled" in error(TrainConfig.model_validate(plain))
+    assert "choose data.kind labelled" in error(TrainConfig.model_validate(plain))
