@@ -27,6 +27,7 @@ from statewise.errors import BundleError
 if TYPE_CHECKING:
     from statewise.bundle import Bundle
     from statewise.manifest import Variant
+    from statewise.model_spec import ModelSpec
 
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
@@ -42,6 +43,10 @@ _ELEMENTS_PER_BYTE: dict[int, int] = {
 }
 
 
+_PREFIXES = ("", "chunk.")
+"""Before the names of state: of the rows, and in the mixed graph of the row whose prompt is read beside them."""
+
+
 def check_graphs(bundle: Bundle, variant_name: str) -> None:
     """Check the graphs of a variant.
 
@@ -55,16 +60,22 @@ def check_graphs(bundle: Bundle, variant_name: str) -> None:
         try:
             model = _parse(bundle.path(name))
             _check_model(model, sizes)
-            _check_state_names(model, bundle, _state_prefixes(name, variant))
+            _check_state_names(model, _state_names(name, variant, bundle.manifest.model))
         except _RefusedError as refused:
             raise BundleError(f"{name}: {refused}") from refused
 
 
-def _state_prefixes(name: str, variant: Variant) -> tuple[str, ...]:
-    """What stands before the names of a graph's state tensors; nothing does where it carries none."""
+def _state_names(name: str, variant: Variant, spec: ModelSpec) -> tuple[set[str], set[str]]:
+    """What state a graph must read and write, by name."""
     if name in variant.one_shot_graphs.values():
-        return ()
-    return ("", "chunk.") if name == variant.mixed else ("",)
+        return set(), set()
+    if name == variant.encode:
+        return set(), {state.name for state in spec.state if state.kind != "cache"}
+    prefixes = _PREFIXES if name == variant.mixed else _PREFIXES[:1]
+    read, written = (
+        {prefix + state.name for prefix in prefixes for state in states} for states in (spec.state, spec.written_state)
+    )
+    return read, written
 
 
 class _RefusedError(Exception):
@@ -172,12 +183,11 @@ def _natural(tensor: TensorProto, entries: dict[str, str], key: str, default: in
     return int(text)
 
 
-def _check_state_names(model: ModelProto, bundle: Bundle, prefixes: tuple[str, ...]) -> None:
-    declared = {prefix + spec.name for prefix in prefixes for spec in bundle.manifest.model.state}
-    inputs = {value.name for value in model.graph.input}
-    outputs = {value.name for value in model.graph.output}
-    for marker, found, what in (("state.", inputs, "input"), ("new_state.", outputs, "output")):
-        states = {p + name.removeprefix(p + marker) for p in prefixes for name in found if name.startswith(p + marker)}
+def _check_state_names(model: ModelProto, expected: tuple[set[str], set[str]]) -> None:
+    sides = (("state.", model.graph.input, "input"), ("new_state.", model.graph.output, "output"))
+    for (marker, values, what), declared in zip(sides, expected, strict=True):
+        names = {value.name for value in values}
+        states = {p + name.removeprefix(p + marker) for p in _PREFIXES for name in names if name.startswith(p + marker)}
         if states != declared:
             missing, unknown = sorted(declared - states), sorted(states - declared)
             raise _RefusedError(
