@@ -20,8 +20,10 @@ class VisionTransformer(nn.Module):
         num_layers: int,
         num_heads: int,
         dropout: float,
+        noise: float = 0.0,
     ) -> None:
         super().__init__()
+        self.noise = noise
         self.patch_embedding = nn.Linear(features, hidden_size)
         self.class_token = nn.Parameter(torch.randn(hidden_size) * 0.02)
         self.positions = nn.Parameter(torch.randn(1 + max_positions, hidden_size) * 0.02)
@@ -33,6 +35,8 @@ class VisionTransformer(nn.Module):
     def forward(self, items: Tensor, lengths: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
         """Class vectors `[row, hidden_size]` of images `[row, patch, features]` with `lengths` real patches."""
         rows, num_patches = items.shape[:2]
+        if self.training and self.noise:
+            items = items + self.noise * torch.randn_like(items)
         tokens = torch.cat([self.class_token.expand(rows, 1, -1), self.patch_embedding(items)], dim=1)
         hidden = self.dropout(tokens + self.positions[: num_patches + 1])
         is_real = torch.arange(num_patches + 1, device=items.device) <= lengths[:, None]

@@ -23,6 +23,8 @@ class VisionTransformerConfig(PluginConfig):
     num_layers: int = Field(default=2, ge=1)
     num_heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    noise: float = Field(default=0.0, ge=0.0)
+    """Deviation of what is added to every pixel in training."""
     features: int = Field(ge=1)
     """Numbers in a patch. Filled in from the data."""
     labels: tuple[str, ...]
@@ -59,6 +61,7 @@ class VisionTransformerPlugin(SequencePlugin[VisionTransformerConfig]):
             num_layers=config.num_layers,
             num_heads=config.num_heads,
             dropout=config.dropout,
+            noise=config.noise,
         )
 
     def loss(

@@ -117,9 +117,16 @@ def _configuration(work: Work) -> dict[str, Any]:
     configuration: dict[str, Any] = {
         "name": NAME,
         "plugin": PLUGIN,
-        "model": {"hidden_size": 64, "num_layers": 3, "num_heads": 4, "max_positions": 16, "dropout": 0.1},
+        "model": {
+            "hidden_size": 64,
+            "num_layers": 3,
+            "num_heads": 4,
+            "max_positions": 16,
+            "dropout": 0.1,
+            "noise": 0.15,
+        },
         "data": {"kind": "labelled", "files": os.path.relpath(work.folder / "train.npz")},
-        "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.05},
+        "optimizer": {"learning_rate": 2e-3, "weight_decay": 0.05},
         "schedule": {"kind": "cosine", "warmup_steps": 50},
         "trainer": {"max_epochs": 30, "batch_size": 64, "sequence_length": 16},
     }
