@@ -21,6 +21,7 @@ def test_public_names() -> None:
         "DeadlineExceededError",
         "Generation",
         "GenerationInfo",
+        "Inspection",
         "InternalError",
         "InvalidRequestError",
         "Model",
