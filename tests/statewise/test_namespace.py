@@ -23,6 +23,7 @@ def test_public_names() -> None:
         "Generation",
         "GenerationInfo",
         "Hypothesis",
+        "Inspection",
         "InternalError",
         "InvalidRequestError",
         "Model",

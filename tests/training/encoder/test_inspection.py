@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from statewise.plugins import load_plugin
+from training.transformer.caches import ShownRows
 
 LENGTHS = [9, 1, 4]
 
@@ -47,10 +48,8 @@ def test_shown_attention_is_what_the_encoder_computes() -> None:
     module = build("transformer_encoder", num_heads=4, num_key_value_heads=2)
     items, lengths = torch.randn(3, 9, 3), torch.tensor(LENGTHS)
     expected, _ = module(items, lengths, ())
-    from training.encoder_decoder.config import source_mask
-    from training.transformer.caches import ShownRows
 
-    rows = ShownRows(source_mask(lengths, 9)[:, None, None])
+    rows = ShownRows((torch.arange(9) < lengths[:, None])[:, None, None])
     hidden = module.run(items, torch.arange(9)[None], rows)
 
     for row, length in enumerate(LENGTHS):
