@@ -7,6 +7,7 @@ function, an attribute or a field that later versions of ONNX add.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from statewise.errors import BundleError
 if TYPE_CHECKING:
     from statewise.bundle import Bundle
     from statewise.manifest import Variant
+    from statewise.model_spec import ModelSpec
 
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
@@ -55,16 +57,22 @@ def check_graphs(bundle: Bundle, variant_name: str) -> None:
         try:
             model = _parse(bundle.path(name))
             _check_model(model, sizes)
-            _check_state_names(model, bundle, _state_prefixes(name, variant))
+            _check_state_names(model, *_state_of(name, variant, bundle.manifest.model))
         except _RefusedError as refused:
             raise BundleError(f"{name}: {refused}") from refused
 
 
-def _state_prefixes(name: str, variant: Variant) -> tuple[str, ...]:
-    """What stands before the names of a graph's state tensors; nothing does where it carries none."""
+def _state_of(name: str, variant: Variant, model: ModelSpec) -> tuple[set[str], set[str]]:
+    """What a graph reads of the state, and what it writes."""
     if name in variant.one_shot_graphs.values():
-        return ()
-    return ("", "chunk.") if name == variant.mixed else ("",)
+        return set(), set()
+    if name == variant.encode:
+        return set(), {state.name for state in model.state if state.kind != "cache"}
+    prefixes = ("", "chunk.") if name == variant.mixed else ("",)
+    reads, writes = (
+        {prefix + state.name for prefix in prefixes for state in part} for part in (model.state, model.written_state)
+    )
+    return reads, writes
 
 
 class _RefusedError(Exception):
@@ -172,12 +180,11 @@ def _natural(tensor: TensorProto, entries: dict[str, str], key: str, default: in
     return int(text)
 
 
-def _check_state_names(model: ModelProto, bundle: Bundle, prefixes: tuple[str, ...]) -> None:
-    declared = {prefix + spec.name for prefix in prefixes for spec in bundle.manifest.model.state}
-    inputs = {value.name for value in model.graph.input}
-    outputs = {value.name for value in model.graph.output}
-    for marker, found, what in (("state.", inputs, "input"), ("new_state.", outputs, "output")):
-        states = {p + name.removeprefix(p + marker) for p in prefixes for name in found if name.startswith(p + marker)}
+def _check_state_names(model: ModelProto, reads: set[str], writes: set[str]) -> None:
+    sides = ((model.graph.input, "state.", reads, "input"), (model.graph.output, "new_state.", writes, "output"))
+    for values, marker, declared, what in sides:
+        is_state = re.compile(rf"((?:chunk\.)?){re.escape(marker)}")
+        states = {is_state.sub(r"\1", value.name, count=1) for value in values if is_state.match(value.name)}
         if states != declared:
             missing, unknown = sorted(declared - states), sorted(states - declared)
             raise _RefusedError(
