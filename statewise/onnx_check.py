@@ -7,7 +7,6 @@ function, an attribute or a field that later versions of ONNX add.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +43,10 @@ _ELEMENTS_PER_BYTE: dict[int, int] = {
 }
 
 
+_PREFIXES = ("", "chunk.")
+"""Before the names of state: of the rows, and in the mixed graph of the row whose prompt is read beside them."""
+
+
 def check_graphs(bundle: Bundle, variant_name: str) -> None:
     """Check the graphs of a variant.
 
@@ -57,22 +60,22 @@ def check_graphs(bundle: Bundle, variant_name: str) -> None:
         try:
             model = _parse(bundle.path(name))
             _check_model(model, sizes)
-            _check_state_names(model, *_state_of(name, variant, bundle.manifest.model))
+            _check_state_names(model, _state_names(name, variant, bundle.manifest.model))
         except _RefusedError as refused:
             raise BundleError(f"{name}: {refused}") from refused
 
 
-def _state_of(name: str, variant: Variant, model: ModelSpec) -> tuple[set[str], set[str]]:
-    """What a graph reads of the state, and what it writes."""
+def _state_names(name: str, variant: Variant, spec: ModelSpec) -> tuple[set[str], set[str]]:
+    """What state a graph must read and write, by name."""
     if name in variant.one_shot_graphs.values():
         return set(), set()
     if name == variant.encode:
-        return set(), {state.name for state in model.state if state.kind != "cache"}
-    prefixes = ("", "chunk.") if name == variant.mixed else ("",)
-    reads, writes = (
-        {prefix + state.name for prefix in prefixes for state in part} for part in (model.state, model.written_state)
+        return set(), {state.name for state in spec.state if state.kind != "cache"}
+    prefixes = _PREFIXES if name == variant.mixed else _PREFIXES[:1]
+    read, written = (
+        {prefix + state.name for prefix in prefixes for state in states} for states in (spec.state, spec.written_state)
     )
-    return reads, writes
+    return read, written
 
 
 class _RefusedError(Exception):
@@ -180,11 +183,11 @@ def _natural(tensor: TensorProto, entries: dict[str, str], key: str, default: in
     return int(text)
 
 
-def _check_state_names(model: ModelProto, reads: set[str], writes: set[str]) -> None:
-    sides = ((model.graph.input, "state.", reads, "input"), (model.graph.output, "new_state.", writes, "output"))
-    for values, marker, declared, what in sides:
-        is_state = re.compile(rf"((?:chunk\.)?){re.escape(marker)}")
-        states = {is_state.sub(r"\1", value.name, count=1) for value in values if is_state.match(value.name)}
+def _check_state_names(model: ModelProto, expected: tuple[set[str], set[str]]) -> None:
+    sides = (("state.", model.graph.input, "input"), ("new_state.", model.graph.output, "output"))
+    for (marker, values, what), declared in zip(sides, expected, strict=True):
+        names = {value.name for value in values}
+        states = {p + name.removeprefix(p + marker) for p in _PREFIXES for name in names if name.startswith(p + marker)}
         if states != declared:
             missing, unknown = sorted(declared - states), sorted(states - declared)
             raise _RefusedError(

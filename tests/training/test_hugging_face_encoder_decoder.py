@@ -173,6 +173,19 @@ def test_tied_copies_and_sinusoids_in_the_file_change_nothing(folders: dict[str,
     assert all(torch.equal(tensor, expected[name]) for name, tensor in two.module.state_dict().items())
 
 
+def test_tokens_that_are_never_given_are_not(bart: Path, tmp_path: Path) -> None:
+    """As transformers' settings of decoding say, such as Marian's padding; all other logits are as before."""
+    path = bart / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bad_words_ids": [[2], [7]]}))
+
+    (actual,) = decoder_of(imported(bart, tmp_path / "out")).outputs([TARGET], SOURCES[1:2])
+
+    expected = logits_of_transformers(bart, SOURCES[1])
+    kept = np.delete(np.arange(300), [2, 7])
+    np.testing.assert_allclose(actual[:, kept], expected[:, kept], rtol=1e-4, atol=1e-4)
+    assert (actual[:, [2, 7]] < -1000).all()
+
+
 def test_positions_of_either_side_can_be_cut(folders: dict[str, Path], tmp_path: Path) -> None:
     """What fits gives the same; and the memory of a row shrinks with the longest source."""
     checkpoint = imported(folders["bart"], tmp_path / "out", max_positions=12, max_source_positions=7)

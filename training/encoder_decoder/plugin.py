@@ -64,7 +64,7 @@ class TransformerEncoderDecoderPlugin(EncoderDecoderPlugin[TransformerEncoderDec
 class RecurrentEncoderDecoderConfig(EncoderDecoderConfig, RecurrentConfig):
     """Configuration of encoder and decoder, as deep as each other; either direction of the encoder is half as wide."""
 
-    attention: Literal["luong", "bahdanau", "none"] = "luong"
+    attention: Literal["bahdanau", "luong", "none"] = "bahdanau"
     """What the decoder sees of the source beside the encoder's last state, with which it begins."""
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -15,6 +15,9 @@ from training.hugging_face.family import HuggingFaceConfig, Source
 from training.transformer.positions import sinusoidal_table
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
+
+_NEVER = -1e4
+"""A logit that no token is chosen with, and that half precision holds."""
 
 _OUTER = {
     "embedding_norm": "layernorm_embedding",
@@ -61,6 +64,8 @@ class BartConfig(HuggingFaceConfig):
     decoder_start_token_id: int = Field(ge=0)
     tie_word_embeddings: bool = True
     share_encoder_decoder_embeddings: bool = True
+    bad_words_ids: list[Annotated[list[int], Field(min_length=1, max_length=1)]] | None = None
+    """Tokens that are never given, such as padding, to which Marian's models give some probability."""
 
     @model_validator(mode="after")
     def _sides_are_alike(self) -> BartConfig:
@@ -120,8 +125,10 @@ class BartConfig(HuggingFaceConfig):
         if not self.has_learned_positions:
             named = {name: tensor for name, tensor in named.items() if not name.endswith("embed_positions.weight")}
         # The model without its head has no bias of it either.
-        named.setdefault("final_logits_bias", torch.zeros(1, self.decoder_vocab_size or self.vocab_size))
-        return named
+        bias = named.get("final_logits_bias", torch.zeros(1, self.decoder_vocab_size or self.vocab_size)).clone()
+        never = [token for (token,) in self.bad_words_ids or [] if token < bias.shape[-1]]
+        bias[..., never] = _NEVER
+        return {**named, "final_logits_bias": bias}
 
     def source(self, name: str) -> Source | None:
         """Where each tensor comes from; shared ones bear one name, and BART's positions begin in the third row."""

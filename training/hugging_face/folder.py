@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
@@ -19,6 +20,7 @@ from training.weights import read_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+GENERATION_FILE = "generation_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 
 FAMILIES: dict[str, type[HuggingFaceConfig]] = {
@@ -42,6 +44,11 @@ class _Kind(BaseModel):
     model_type: str
 
 
+class _Generation(BaseModel):
+    bad_words_ids: list[list[int]] | None = None
+    decoder_start_token_id: int | None = None
+
+
 class _Index(BaseModel):
     weight_map: dict[str, FileName]
 
@@ -58,7 +65,15 @@ def read_config(folder: Path) -> HuggingFaceConfig:
         raise ConfigError(
             f"{path}: model_type {model_type!r} cannot be imported; those that can: {', '.join(FAMILIES)}"
         )
-    return _parse(FAMILIES[model_type], path)
+    return _validate(FAMILIES[model_type], json.dumps(_generation_settings(folder) | json.loads(_read(path))), path)
+
+
+def _generation_settings(folder: Path) -> dict[str, Any]:
+    """Settings of decoding that older versions of transformers kept in config.json."""
+    path = folder / GENERATION_FILE
+    if not path.is_file():
+        return {}
+    return _parse(_Generation, path).model_dump(exclude_none=True)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -89,10 +104,19 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
 
 
 def _parse(model: type[Model], path: Path) -> Model:
+    return _validate(model, _read(path), path)
+
+
+def _read(path: Path) -> bytes:
     try:
-        return model.model_validate_json(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _validate(model: type[Model], content: str | bytes, path: Path) -> Model:
+    try:
+        return model.model_validate_json(content)
     except ValidationError as error:
         is_unknown = any(fault["type"] in _NOT_SUPPORTED for fault in error.errors())
         remedy = "; a model with other settings than these cannot be imported" if is_unknown else ""

@@ -15,6 +15,7 @@ DEMOS = {
     "text": "every causal family, from Markov to Transformer, learns Python's documentation; one is streamed from",
     "dates": "an encoder-decoder reads dates in fourteen languages and writes them as ISO 8601",
     "digits": "a Vision Transformer, which comes as a plugin from outside, reads handwritten digits",
+    "tags": "a bidirectional GRU tells keywords, names, strings and comments in Python code, character by character",
 }
 """What each demo shows, by its name, which is its module's name too."""
 

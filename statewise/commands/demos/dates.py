@@ -33,7 +33,7 @@ from statewise.commands.demos.work import Work, certificate_of
 NAME = "dates"
 STREAMS = 32
 BEAMS = 4
-NUM_EXAMPLES = 8
+MAX_MISTAKES = 8
 
 
 class Share(BaseModel):
@@ -183,10 +183,10 @@ def _examples(dates: Dates, answers: _Answers) -> Table:
     table = Table("language", "source", "server", title="Held-out dates", title_style="bold")
     asked = list(zip(dates.held_out_days, answers.days, strict=True))
     last = list(zip(dates.held_out_style, answers.style, strict=True))[:2]
-    # Mistakes first, then one of each language.
-    wrong = [both for both in asked if both[0].target != both[1]][:NUM_EXAMPLES]
-    languages = {pair.style.language: (pair, answer) for pair, answer in asked}
-    for pair, answer in [*wrong, *languages.values(), *last]:
+    # Mistakes, then one of each language, in its fullest style.
+    wrong = [(pair, answer) for pair, answer in asked if answer != pair.target][:MAX_MISTAKES]
+    languages = {pair.style.language: (pair, answer) for pair, answer in reversed(asked)}
+    for pair, answer in [*wrong, *reversed(languages.values()), *last]:
         language, style = pair.style
         note = " [dim](style not learnt)[/]" if pair.style == HELD_OUT_STYLE else ""
         color = "green" if answer == pair.target else "red"

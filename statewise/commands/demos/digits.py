@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -33,6 +34,8 @@ from statewise.plugins import available_plugins
 
 NAME = "digits"
 PLUGIN = "vit"
+AT_ONCE = 60
+"""Pictures in one request."""
 PACKAGE = Path(statewise.__file__).parents[1] / "examples" / "plugin_vit"
 
 
@@ -46,7 +49,7 @@ class DigitsSummary(BaseModel):
     confusion: list[list[int]]
     """How often a digit (row) was taken for another one (column)."""
     predictions_per_second: float
-    """All held-back pictures in one request."""
+    """Of the held-back pictures, in one request after another."""
     scikit_learn: str
     """Its version, which is the data's."""
     reused: list[str]
@@ -72,6 +75,7 @@ def run(work: Work) -> None:
         work.heading("5/5  predict")
         predicted, seconds = _predict(server, items)
     work.console.print(f"{len(items)} held-back pictures in {seconds * 1000:.0f} ms")
+    (work.folder / "test.jsonl").write_text("".join(f"{json.dumps(picture)}\n" for picture in items[:20].tolist()))
     picture = work.folder / "digits.png"
     summary = DigitsSummary(
         training=TrainingFigures.of_run(work.run_folder(NAME)),
@@ -117,7 +121,7 @@ def _configuration(work: Work) -> dict[str, Any]:
         "data": {"kind": "labelled", "files": os.path.relpath(work.folder / "train.npz")},
         "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.05},
         "schedule": {"kind": "cosine", "warmup_steps": 50},
-        "trainer": {"max_epochs": 40, "batch_size": 64, "sequence_length": 16},
+        "trainer": {"max_epochs": 30, "batch_size": 64, "sequence_length": 16},
     }
     if work.fast:
         configuration["model"] |= {"hidden_size": 16, "num_layers": 1}
@@ -130,9 +134,10 @@ def _predict(server: Serving, items: NDArray[np.float32]) -> tuple[NDArray[np.in
     with Client(server.address, timeout=60) as client:
         client.predict(NAME, list(items[:1]))
         started = time.perf_counter()
-        predictions = client.predict(NAME, list(items))
+        requests = [list(items[first : first + AT_ONCE]) for first in range(0, len(items), AT_ONCE)]
+        predictions = [prediction for request in requests for prediction in client.predict(NAME, request)]
         seconds = time.perf_counter() - started
-    return np.array([int(prediction.label) for prediction in predictions]), seconds
+    return np.array([int(prediction.label or "") for prediction in predictions]), seconds
 
 
 def _confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -145,7 +150,7 @@ def _report(summary: DigitsSummary, work: Work) -> None:
     work.console.print()
     work.console.print(_table(summary))
     tell_files(work.console, bundles=[summary.bundle], pictures=summary.pictures, reused=summary.reused)
-    tell_next(work.console, f"serve --models {work.models}", f"predict {NAME} --file {work.folder / 'test.npz'}")
+    tell_next(work.console, f"serve --models {work.models}", f"predict {NAME} --file {work.folder / 'test.jsonl'}")
 
 
 def _table(summary: DigitsSummary) -> Table:

@@ -46,12 +46,16 @@ class CertificateFigures(BaseModel):
     positions_compared: int
     greedy_tokens: TokenAgreement | None
     sampled_tokens: TokenAgreement | None
+    labels: TokenAgreement | None = None
+    """Of whole sequences."""
     batch_invariant: bool
-    chunk_invariant: bool
+    chunk_invariant: bool | None
+    """None where nothing is read in chunks."""
 
     @classmethod
     def of(cls, certificate: Certificate) -> Self:
         """Take what is shown."""
+        steps = any(case.graph == "step" for case in certificate.cases)
         return cls(
             variant=certificate.variant,
             max_absolute_error=certificate.outputs.max_absolute_error,
@@ -59,7 +63,8 @@ class CertificateFigures(BaseModel):
             greedy_tokens=certificate.greedy_tokens,
             sampled_tokens=certificate.sampled_tokens,
             batch_invariant=certificate.batch_invariant,
-            chunk_invariant=certificate.chunk_invariant,
+            labels=next((graph.labels for graph in certificate.sequences if graph.labels is not None), None),
+            chunk_invariant=certificate.chunk_invariant if steps else None,
         )
 
 
@@ -79,11 +84,17 @@ def add_certificate(table: Table, figures: CertificateFigures) -> None:
     table.add_row(f"[bold]certificate of {figures.variant}[/]", "[green]passed[/]")
     error = f"{figures.max_absolute_error:.1e} over {figures.positions_compared:,} positions"
     table.add_row("  largest error against PyTorch", error)
-    for title, tokens in (("greedy", figures.greedy_tokens), ("sampled", figures.sampled_tokens)):
-        if tokens is not None:
-            table.add_row(f"  {title} tokens equal", f"{tokens.equal:,} of {tokens.compared:,}")
+    agreements = {
+        "greedy tokens": figures.greedy_tokens,
+        "sampled tokens": figures.sampled_tokens,
+        "labels": figures.labels,
+    }
+    for title, found in agreements.items():
+        if found is not None:
+            table.add_row(f"  {title} equal", f"{found.equal:,} of {found.compared:,}")
     table.add_row("  a row alone = in a full batch", "bit for bit" if figures.batch_invariant else "no")
-    table.add_row("  prompt in chunks = whole", "within limits" if figures.chunk_invariant else "no")
+    if figures.chunk_invariant is not None:
+        table.add_row("  prompt in chunks = whole", "within limits" if figures.chunk_invariant else "no")
 
 
 def tell_files(console: Console, *, bundles: Sequence[Path], pictures: Sequence[Path], reused: Sequence[str]) -> None:

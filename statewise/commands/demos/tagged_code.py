@@ -7,33 +7,38 @@ import json
 import keyword
 import sysconfig
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-TAGS = {
-    "comment": tokenize.COMMENT,
-    "name": tokenize.NAME,
-    "number": tokenize.NUMBER,
-    "operator": tokenize.OP,
-    "string": tokenize.STRING,
-}
+import numpy as np
+from numpy.typing import NDArray
+
+Module = tuple[str, str]
+"""Name and source."""
+
+TAGS = ("comment", "keyword", "name", "number", "operator", "space", "string")
 OUTSIDE = "space"
-_KINDS = {kind: tag for tag, kind in TAGS.items()}
+_KINDS = {
+    tokenize.COMMENT: "comment",
+    tokenize.NAME: "name",
+    tokenize.NUMBER: "number",
+    tokenize.OP: "operator",
+    tokenize.STRING: "string",
+}
 # Where the tokenizer takes f-strings apart (Python 3.12), all of one is a string here, as it was before.
 _FSTRING_STEPS = {getattr(tokenize, "FSTRING_START", None): 1, getattr(tokenize, "FSTRING_END", None): -1}
 _FSTRING_STEPS.pop(None, None)
 
 
-def standard_library(num_modules: int, characters: range) -> list[tuple[str, str]]:
-    """Name and source of modules of the standard library, those of a size within `characters`, in their names' order."""
+def standard_library(sizes: range) -> list[Module]:
+    """Modules of the standard library of so many characters, in their names' order."""
     folder = Path(sysconfig.get_path("stdlib"))
-    found = []
+    found: list[Module] = []
     for path in sorted(folder.glob("*.py")):
         source = path.read_text("utf-8", errors="replace")
-        if len(source) in characters:
+        if len(source) in sizes:
             found.append((path.stem, source))
-    return found[:num_modules]
+    return found
 
 
 def tags_of(source: str) -> list[tuple[int, int, str]]:
@@ -57,12 +62,15 @@ def tags_of(source: str) -> list[tuple[int, int, str]]:
     return spans
 
 
-def write_tagged(path: Path, modules: list[tuple[str, str]]) -> None:
+def tag_of_each(source: str) -> NDArray[np.int64]:
+    """The tag of every character of a module, as its index in `TAGS`."""
+    tags = np.full(len(source), TAGS.index(OUTSIDE))
+    for start, end, tag in tags_of(source):
+        tags[start:end] = TAGS.index(tag)
+    return tags
+
+
+def write_tagged(path: Path, modules: Sequence[Module]) -> None:
     """The modules as data of kind `labelled`."""
-    lines = [json.dumps(record) for record in _records(modules)]
-    path.write_text("\n".join(lines) + "\n")
-
-
-def _records(modules: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    for name, source in modules:
-        yield {"module": name, "text": source, "tags": tags_of(source)}
+    records = ({"module": name, "text": source, "tags": tags_of(source)} for name, source in modules)
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
