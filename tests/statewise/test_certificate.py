@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from statewise.bundle import Bundle, open_bundle
 from statewise.bundle_writer import BundleDraft
-from statewise.certificate import Certificate, check_certificate, read_certificate
+from statewise.certificate import Certificate, DensityDivergence, Limits, check_certificate, read_certificate
 from statewise.errors import BundleError
 from tests.small_bundles import CERTIFICATE, CONTENT, DATA, STEP, VARIANT, certify, write_bundle
 
@@ -104,3 +104,21 @@ def test_no_certificate_is_held_against_itself_alone() -> None:
     """A variant that was not compared with PyTorch's outputs says how far from them it lies, and what is allowed."""
     with pytest.raises(ValidationError, match="neither how far"):
         Certificate.model_validate(certify("sum", 1, {}).model_dump() | {"reference": "itself"})
+
+
+@pytest.mark.parametrize(
+    ("kl", "loss", "is_within"),
+    [(0.001, 1.0, True), (-0.001, 0.5, True), (0.02, 1.0, False), (0.001, 1.1, False), (float("nan"), 1.0, False)],
+)
+def test_densities_are_bounded_in_divergence_and_likelihood(kl: float, loss: float, is_within: bool) -> None:
+    """A variant's mixtures may lose the logarithm of the limit on perplexity, and be better; NaN is within nothing."""
+    limits = Limits(kl_divergence=0.01, perplexity_ratio=1.05, difference=0.0, equal_labels=1.0, answers=0.0)
+    found = DensityDivergence(
+        held_out="data",
+        num_items=9,
+        negative_log_likelihood_float32=1.0,
+        negative_log_likelihood=loss,
+        kl_divergence=kl,
+    )
+
+    assert found.within(limits) == is_within
