@@ -16,7 +16,7 @@ from statewise.commands.demos.processes import stopped_by_signals
 from statewise.commands.demos.work import Work
 from statewise.errors import ConfigError
 
-_NAMES = "; ".join(f"[bold]{name}[/]: {what}" for name, what in DEMOS.items())
+_NAMES = "\n\n".join(f"[bold]{name}[/]: {what}" for name, what in DEMOS.items())
 
 
 def demo(
@@ -31,8 +31,8 @@ def demo(
 ) -> None:
     """Train, export, certify and serve on real data, and show what came of it: about two minutes.
 
-    Nothing is downloaded: the data comes with Python or with the packages of the extra `demos`. Run again, a demo
-    reuses what is there.
+    Nothing is downloaded: the data comes with Python or with the packages of the extra `demos`.
+    Run again, a demo reuses what is there.
     """
     run = load_demo(name)
     # A tiny model has a folder of its own, so that it never takes the place of the real one.
