@@ -30,7 +30,7 @@ from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
 from statewise.versions import installed_versions
 from training.files import atomic_file, write_atomically
 from training.held_out import Items, Pair, read_items, read_pairs, to_tensors
-from training.standardized import Standardized
+from training.standardized import Standardized, StandardizedInput
 from training.weights import load_weights, read_weights, save_weights
 
 CHECKPOINT_FILE = "checkpoint.json"
@@ -130,7 +130,8 @@ class Checkpoint:
                 f"{self.folder / CHECKPOINT_FILE}: standardization is of {len(self.standardization.mean)} features, "
                 f"but the model reads {features or 'tokens'}"
             )
-        return Standardized(self.module, self.standardization.mean, self.standardization.deviation).eval()
+        kind = Standardized if self.plugin.spec(self.config).generates else StandardizedInput
+        return kind(self.module, self.standardization.mean, self.standardization.deviation).eval()
 
 
 def save_checkpoint(

@@ -213,7 +213,7 @@ class TrainConfig(Section):
     name: ModelName
     """The model's name, under which it will be exported and served."""
     plugin: str
-    """The model family: markov, autoregressive, rnn, lstm, gru, transformer, or what an installed package adds."""
+    """The model family: markov, gru, transformer, gru_encoder … (docs/train.md), or what an installed package adds."""
     model: dict[str, Any] = {}
     """The family's own settings; vocabulary_size and features come from the data."""
     data: Annotated[DataConfig, Field(discriminator="kind")] = CorpusData()

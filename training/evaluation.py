@@ -43,12 +43,12 @@ class Summary(BaseModel):
     baselines: dict[str, float]
     """By the same measure: bits per character for text, accuracy for labels, else the validation loss."""
     accuracy: float | None = None
-    """Share of the held-out labels that are told; of embeddings, by the nearest mean of a label."""
+    """Share of the held-out labels that are predicted; of embeddings, by the nearest mean of a label."""
     macro_f1: float | None = None
-    """Mean of the F1 of all labels that are held out or told."""
+    """Mean of the F1 of all labels that are held out or predicted."""
     labels: dict[str, LabelFigures] | None = None
     confusion: tuple[tuple[int, ...], ...] | None = None
-    """How often a label (row) was told as which (column), in the order of `labels`."""
+    """How often a label (row) was predicted as which (column), in the order of `labels`."""
     data_sha256: str
     initialized_from: str | None = None
 

@@ -43,13 +43,15 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot(rows: Sequence[Row], path: Path, *, title: str, unit: str, best_step: int) -> None:
-    """Training and validation loss over the steps, as PNG."""
+    """Training and validation loss over the steps, and accuracy where there are labels, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    accuracy = _curve(rows, "validation_accuracy")
+    panels = 2 if accuracy[0] else 1
+    figure = Figure(figsize=(8, 4.5 if panels == 1 else 6.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, *others = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     train, validation = _curve(rows, "train_loss"), _curve(rows, "validation_loss")
     axes.plot(*train, color="tab:blue", alpha=0.6, linewidth=1, label="training (one batch)")
     axes.plot(*validation, color="tab:orange", marker="o", markersize=4, label="validation (held out)")
@@ -58,13 +60,11 @@ def plot(rows: Sequence[Row], path: Path, *, title: str, unit: str, best_step: i
         axes.annotate(f"best: {best:.3f}", (best_step, best), (0, 12), textcoords="offset points", ha="right")
     axes.set(title=title, xlabel="step", ylabel=f"loss ({unit})")
     axes.grid(alpha=0.3)
-    accuracy = _curve(rows, "validation_accuracy")
-    if accuracy[0]:
-        axes.plot([], [], color="tab:green", marker="s", markersize=4, label="accuracy (held out, right)")
-        right = axes.twinx()
-        right.plot(*accuracy, color="tab:green", marker="s", markersize=4)
-        right.set(ylabel="accuracy", ylim=(0, 1.02))
     axes.legend()
+    for below in others:
+        below.plot(*accuracy, color="tab:green", marker="o", markersize=4)
+        below.set(xlabel="step", ylabel="accuracy (held out)")
+        below.grid(alpha=0.3)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=120)
 

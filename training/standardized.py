@@ -1,4 +1,4 @@
-"""A model that was trained on standardised series, in the units of the series."""
+"""A model that was trained on standardised vectors, in the units of the vectors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 
-class Standardized(nn.Module):
-    """A step function over raw vectors around one over standardised vectors (mean 0, deviation 1 per feature)."""
+class StandardizedInput(nn.Module):
+    """A model of raw vectors around one of standardised vectors (mean 0, deviation 1 per feature).
+
+    Its answers are the model's own, as those of an encoder, which are not about the next vector.
+    """
 
     def __init__(self, module: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> None:
         super().__init__()
@@ -31,6 +34,14 @@ class Standardized(nn.Module):
     def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """What the module inside shows of raw vectors, where it shows something."""
         return self.module.inspect((items - self.mean) / self.deviation, lengths)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The output of the module inside."""
+        return self.module.head(hidden)
+
+
+class Standardized(StandardizedInput):
+    """A step function whose outputs are vectors too, and raw as those that it reads."""
 
     def head(self, hidden: Tensor) -> Tensor:
         """Raw values `[..., features]`."""

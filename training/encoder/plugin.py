@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from statewise.errors import ConfigError
 from statewise.model_spec import ModelSpec
 from statewise.plugins import DataSpec, SequencePlugin
 from training.encoder.answers import AnswerConfig, answer_for_data
@@ -43,6 +44,11 @@ class EncoderPlugin(SequencePlugin[AnswerConfig]):
 
     def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
         """The sizes of items and answers, and the labels' names."""
+        if data.labels is None and data.value_size is None:
+            raise ConfigError(
+                f"plugin: {self.name} learns from labelled sequences, and this data has no labels; "
+                "choose data.kind labelled, or another plugin"
+            )
         return answer_for_data(config, data)
 
     def loss(

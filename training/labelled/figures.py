@@ -1,4 +1,4 @@
-"""Figures of labels that were told: accuracy, precision, recall, F1, and what stands for what."""
+"""Figures of predicted labels: accuracy, precision, recall, F1, and which is taken for which."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Counts = NDArray[np.int64]
 
 
 class LabelFigures(BaseModel):
-    """How well one label was told on the held-out data."""
+    """How well one label is predicted on the held-out data."""
 
     precision: float
     recall: float
     f1: float
     held_out: int
-    """How often it is right."""
+    """How often it occurs there."""
     train: int
-    """How often it is right in the training part."""
+    """How often it occurs in the training part."""
 
 
-def told(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Most probable and right label of every real sequence or item, `[n]` each."""
+def predictions(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Most probable label and true label of every real sequence or item, `[n]` each."""
     labels = output.argmax(dim=-1)
     if batch.per_sequence:
         return labels, batch.targets
@@ -36,13 +36,13 @@ def told(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def label_accuracy(output: Tensor, batch: Batch) -> Tensor:
-    """Share of the labels of a batch that are told."""
-    labels, targets = told(output, batch)
+    """Share of the labels of a batch that are predicted rightly."""
+    labels, targets = predictions(output, batch)
     return (labels == targets).float().mean()
 
 
 def count_labels(sequences: LabelledSequences, num_labels: int) -> Counts:
-    """How often each label is right, `[label]`."""
+    """How often each label occurs, `[label]`."""
     return np.bincount(sequences.targets.numpy(), minlength=num_labels)
 
 
@@ -56,16 +56,16 @@ def class_balance(sequences: LabelledSequences, names: Sequence[str], most: int 
 
 
 def figures_of(confusion: Counts, train: Counts, names: Sequence[str]) -> dict[str, object]:
-    """The part of a summary that follows from `[right, told]` counts and the counts in the training part `[label]`."""
+    """The part of a summary that follows from counts `[label, predicted]`, and those of the training part `[label]`."""
     right = np.diag(confusion)
-    held_out, of_told = confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall = right / of_told.clip(min=1), right / held_out.clip(min=1)
+    held_out, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall = right / predicted.clip(min=1), right / held_out.clip(min=1)
     # 2 tp / (2 tp + fp + fn)
-    f1 = 2 * right / (held_out + of_told).clip(min=1)
+    f1 = 2 * right / (held_out + predicted).clip(min=1)
     columns = zip(precision, recall, f1, held_out, train, strict=True)
     return {
         "accuracy": float(right.sum() / confusion.sum()),
-        "macro_f1": float(f1[(held_out + of_told) > 0].mean()),
+        "macro_f1": float(f1[(held_out + predicted) > 0].mean()),
         "labels": {
             name: LabelFigures(precision=p, recall=r, f1=f, held_out=h, train=t)
             for name, (p, r, f, h, t) in zip(names, columns, strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from training.checkpoint import Checkpoint
 from training.data import InOrder
 from training.dataset import Dataset
-from training.labelled.figures import Counts, count_labels, figures_of, told
+from training.labelled.figures import Counts, count_labels, figures_of, predictions
 from training.labelled.sequences import LabelledSequences
 from training.module import run_batch
 
@@ -26,7 +26,7 @@ def answer_figures(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) ->
     if checkpoint.plugin.spec(checkpoint.config).head.kind == "embedding":
         confusion = _nearest_means(checkpoint, dataset, batch_size)
         return {"unit": "nats of contrast", **figures_of(confusion, train, names)}
-    pairs = [told(output, batch) for output, batch in _answers(checkpoint, dataset.held_out, batch_size)]
+    pairs = [predictions(output, batch) for output, batch in _answers(checkpoint, dataset.held_out, batch_size)]
     confusion = _count_pairs(*map(torch.cat, zip(*pairs, strict=True)), len(names))
     return {"unit": "nats per label", **figures_of(confusion, train, names)}
 
@@ -42,7 +42,7 @@ def _mean_error(dataset: Dataset) -> float:
 
 
 def _nearest_means(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> Counts:
-    """Labels told by the mean of a label's training embeddings that is nearest (Snell et al. 2017)."""
+    """Labels predicted by the nearest mean of a label's training embeddings (Snell et al. 2017)."""
     names = dataset.spec.labels or ()
     train = torch.cat([output for output, _ in _answers(checkpoint, dataset.train, batch_size)])
     means = torch.zeros(len(names), train.shape[1]).index_add(0, dataset.train.targets, train)
@@ -52,6 +52,6 @@ def _nearest_means(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) ->
 
 
 def _count_pairs(labels: Tensor, targets: Tensor, num_labels: int) -> Counts:
-    """How often a label (row) was told as which (column)."""
+    """How often a label (row) was predicted as which (column)."""
     pairs = (targets * num_labels + labels).numpy()
     return np.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels)

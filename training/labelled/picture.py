@@ -1,4 +1,4 @@
-"""What stands for what, as a picture."""
+"""Which label was taken for which, as a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_NUMBERS = 20
 
 
 def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], path: Path, *, title: str) -> None:
-    """How often a label (row) was told as which (column), as PNG; the shade is the share of the row."""
+    """How often a label (row) was predicted as which (column), as PNG; the shade is the share of the row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -25,7 +25,9 @@ def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], pat
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(title=f"{title}: held out", xlabel="told", ylabel="right", yticks=range(len(names)), yticklabels=names)
+    axes.set(
+        title=f"{title}: held out", xlabel="predicted", ylabel="label", yticks=range(len(names)), yticklabels=names
+    )
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     if len(names) <= _MOST_NUMBERS:
         for (row, column), share in np.ndenumerate(shares):

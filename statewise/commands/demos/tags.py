@@ -42,7 +42,7 @@ STYLES = {"comment": "dim", "keyword": "bold magenta", "number": "cyan", "operat
 
 
 class TagFigures(BaseModel):
-    """How well one tag is told, on modules that training has not seen."""
+    """How well one tag is predicted, on modules that training has not seen."""
 
     precision: float
     recall: float
@@ -64,7 +64,7 @@ class TagsSummary(BaseModel):
     """The same share where every character gets the tag that it mostly has."""
     tags: dict[str, TagFigures]
     confusion: list[list[int]]
-    """How often a tag (row) was told as which (column)."""
+    """How often a tag (row) was predicted as which (column)."""
     characters_per_second: float
     """All of them in one request after another."""
     reused: list[str]
@@ -135,7 +135,7 @@ def _configuration(work: Work) -> dict[str, Any]:
         },
         "optimizer": {"learning_rate": 1e-2},
         "schedule": {"kind": "cosine", "warmup_steps": 30},
-        "trainer": {"max_steps": 300, "validation_every": 100, "batch_size": 16, "sequence_length": 256},
+        "trainer": {"max_steps": 240, "validation_every": 80, "batch_size": 16, "sequence_length": 256},
     }
     if work.fast:
         configuration["model"] |= {"hidden_size": 12, "num_layers": 1}
@@ -145,7 +145,7 @@ def _configuration(work: Work) -> dict[str, Any]:
 
 
 def _tag(client: Client, modules: Sequence[Module]) -> tuple[NDArray[np.int64], float]:
-    """How often a tag (row) was told as which (column), and the seconds that it took."""
+    """How often a tag (row) was predicted as which (column), and the seconds that it took."""
     confusion = np.zeros((len(TAGS), len(TAGS)), np.int64)
     seconds = 0.0
     for _, source in modules:
@@ -153,8 +153,8 @@ def _tag(client: Client, modules: Sequence[Module]) -> tuple[NDArray[np.int64], 
         started = time.perf_counter()
         predictions = client.predict(NAME, pieces)
         seconds += time.perf_counter() - started
-        told = [TAGS.index(tag.label) for prediction in predictions for tag in prediction.tags or ()]
-        pairs = tag_of_each(source) * len(TAGS) + np.array(told)
+        predicted = [TAGS.index(tag.label) for prediction in predictions for tag in prediction.tags or ()]
+        pairs = tag_of_each(source) * len(TAGS) + np.array(predicted)
         confusion += np.bincount(pairs, minlength=confusion.size).reshape(confusion.shape)
     return confusion, seconds
 
@@ -171,11 +171,11 @@ def _pieces(source: str) -> Iterator[str]:
 
 
 def _figures(confusion: NDArray[np.int64]) -> dict[str, Any]:
-    right, actual, told = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    f1 = 2 * right / (actual + told).clip(min=1)
+    right, actual, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    f1 = 2 * right / (actual + predicted).clip(min=1)
     tags = {
         tag: TagFigures(
-            precision=right[index] / max(told[index], 1),
+            precision=right[index] / max(predicted[index], 1),
             recall=right[index] / max(actual[index], 1),
             f1=f1[index],
             characters=actual[index],

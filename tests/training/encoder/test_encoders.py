@@ -1,17 +1,14 @@
-"""The encoders' modules: what they compute, in PyTorch and as ONNX operators."""
+"""The encoders' modules: what they compute; tests/export/test_encoder_parity.py has their graphs."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from server.runtime.sessions import create_session
 from statewise.plugins import load_plugin
 
 RECURRENT = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -98,51 +95,3 @@ def test_the_heads_give_what_the_manifest_says() -> None:
         assert output.shape == (5, size)
         if "vector_size" in options:
             torch.testing.assert_close(output.norm(dim=1), torch.ones(5))
-
-
-@pytest.mark.filterwarnings("ignore")  # the exporter's own
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        *((family, {"labels_per": "item"}) for family in FAMILIES),
-        ("gru_encoder", {"pooling": "last"}),
-        ("transformer_encoder", {"num_key_value_heads": 2, "positions": "learned", "norm": "rms_norm"}),
-        ("lstm_encoder", {"head": "embedding", "features": None, "vocabulary_size": 11}),
-    ],
-)
-def test_the_graph_computes_what_the_module_does(family: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """ONNX Runtime gives PyTorch's answers for ragged rows of other sizes than those traced with, padding and all."""
-    module = build(family, **options)
-    is_text = options.get("vocabulary_size")
-    path = tmp_path / "predict.onnx"
-
-    class Predict(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
-            return self.module.head(self.module(items, lengths, ())[0])
-
-    def example(rows: int, time: int) -> Tensor:
-        return torch.randint(11, (rows, time)) if is_text else torch.randn(rows, time, 4)
-
-    row, time = torch.export.Dim("row"), torch.export.Dim("time")
-    torch.onnx.export(
-        Predict().eval(),
-        (example(3, 5), torch.tensor([5, 2, 3])),
-        path,
-        dynamo=True,
-        opset_version=21,
-        verbose=False,
-        input_names=["items", "lengths"],
-        dynamic_shapes=({0: row, 1: time}, {0: row}),
-    )
-    session = create_session(path, intra_op_threads=1)
-    items = example(5, 7)
-    expected = answer(module, items).numpy()
-
-    (actual,) = session.run(None, {"items": items.numpy(), "lengths": LENGTHS.numpy()})
-
-    kept = (np.arange(7) < LENGTHS.numpy()[:, None]) if expected.ndim == 3 else ...
-    np.testing.assert_allclose(actual[kept], expected[kept], atol=2e-6)
