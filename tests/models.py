@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -111,7 +112,11 @@ def draft_of(checkpoint: Any, variant_name: str = "cpu-float32") -> Bundle:
 
     folder = Path(tempfile.mkdtemp())
     variant = write_variant(variant_name, VARIANTS[variant_name], checkpoint, folder)
-    files = {file: hash_file(folder / file) for file in (*variant.graphs, *variant.data)}
+    tokenizer = checkpoint.tokenizer_file and Path(checkpoint.tokenizer_file).name
+    if tokenizer:
+        shutil.copyfile(checkpoint.folder / tokenizer, folder / tokenizer)
+    own = (*variant.graphs, *variant.data, *([tokenizer] if tokenizer else []))
+    files = {file: hash_file(folder / file) for file in own}
     manifest = Manifest(
         name=checkpoint.name,
         version=1,
@@ -122,8 +127,19 @@ def draft_of(checkpoint: Any, variant_name: str = "cpu-float32") -> Bundle:
         created_with={},
         files=files | {variant.certificate: "0" * 64},
         special_tokens=checkpoint.special_tokens,
+        tokenizer=tokenizer or None,
     )
     return Bundle(folder, manifest)
+
+
+def start_engine(bundle: Bundle, **settings: Any) -> Any:
+    """An engine that serves a bundle, certified or not, until it is closed."""
+    from server.engine import Engine, EngineSettings
+
+    given = EngineSettings(**{"state_memory": "256MB", "intra_op_threads": 1} | settings)
+    engine = Engine.load(bundle, "cpu-float32", given)
+    engine.start()
+    return engine
 
 
 def reference_decoder(name: str) -> Any:

@@ -14,11 +14,11 @@ import pytest
 import torch
 import transformers
 
-from server.engine import Engine, EngineSettings, GenerationRequest
+from server.engine import Engine, GenerationRequest
 from server.engine.queue_channel import run_all
 from server.engine.request import BeamParams, Hypothesis
 from statewise.sampling import GREEDY, log_softmax
-from tests.models import draft_of, make_checkpoint
+from tests.models import draft_of, make_checkpoint, start_engine
 from training.checkpoint import load_checkpoint
 from training.decoding import ReferenceDecoder
 from training.hugging_face.importer import import_checkpoint
@@ -37,17 +37,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Ref
     with torch.no_grad():
         for parameter in checkpoint.module.parameters():
             parameter.mul_(3)
-    engine = started(checkpoint, max_rows=256, max_beams=256)
+    engine = start_engine(draft_of(checkpoint), max_rows=256, max_beams=256)
     yield engine, ReferenceDecoder(checkpoint.module, checkpoint.plugin.spec(checkpoint.config))
     engine.close()
-
-
-def started(checkpoint: Any, **settings: Any) -> Engine:
-    """Serve a checkpoint as it is in memory."""
-    given = EngineSettings(**{"state_memory": "256MB", "intra_op_threads": 1} | settings)
-    engine = Engine.load(draft_of(checkpoint), "cpu-float32", given)
-    engine.start()
-    return engine
 
 
 def search(engine: Engine, prompt: Any, num_beams: int, **options: Any) -> list[Hypothesis]:
@@ -116,7 +108,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Any
     folder = tmp_path_factory.mktemp("gpt2")
     model.save_pretrained(folder / "theirs")
     import_checkpoint(folder / "theirs", folder / "ours")
-    engine = started(load_checkpoint(folder / "ours"), max_rows=16)
+    engine = start_engine(draft_of(load_checkpoint(folder / "ours")), max_rows=16)
     yield engine, model
     engine.close()
 
@@ -170,23 +162,17 @@ BART = {
     "forced_eos_token_id": None,
     "decoder_start_token_id": 2,
 }
-ENCODER_DECODERS = {
-    "bart": transformers.BartConfig(**BART),
-    "marian": transformers.MarianConfig(**BART, scale_embedding=True, activation_function="swish"),
-}
 
 
-@pytest.fixture(scope="module", params=ENCODER_DECODERS)
-def encoder_decoder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Engine, Any]]:
-    """An encoder-decoder of transformers with random weights, and the engine that serves it."""
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Any]]:
+    """A BART of transformers with random weights, and the engine that serves it."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForSeq2SeqLM.from_config(ENCODER_DECODERS[request.param]).eval()
-    folder = tmp_path_factory.mktemp(request.param)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(transformers.BartConfig(**BART)).eval()
+    folder = tmp_path_factory.mktemp("bart")
     model.save_pretrained(folder / "theirs")
     import_checkpoint(folder / "theirs", folder / "ours")
-    engine = started(load_checkpoint(folder / "ours"), max_rows=8)
+    engine = start_engine(draft_of(load_checkpoint(folder / "ours")), max_rows=8)
     yield engine, model
     engine.close()
 
@@ -195,10 +181,10 @@ def encoder_decoder(
     ("num_beams", "length_penalty", "early_stopping"), [(2, 1.0, False), (4, 0.6, True), (8, 2, False)]
 )
 def test_hypotheses_of_a_source_are_those_of_transformers(
-    encoder_decoder: tuple[Engine, Any], num_beams: int, length_penalty: float, early_stopping: bool
+    bart: tuple[Engine, Any], num_beams: int, length_penalty: float, early_stopping: bool
 ) -> None:
     """The same answers to the same sources, of one item, an odd number, and as many as the model reads."""
-    engine, model = encoder_decoder
+    engine, model = bart
     rng = np.random.default_rng(num_beams)
     for length, max_tokens in ((1, 12), (7, 30), (40, 39)):
         source = rng.integers(3, 60, length)

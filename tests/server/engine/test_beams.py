@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine import Engine, GenerationRequest
+from server.engine import Engine, EngineSettings, GenerationRequest
+from server.engine.limits import Limits
 from server.engine.queue_channel import QueueChannel, run_all
 from server.engine.request import BeamParams, Delta
 from server.runtime.runner import Runner
@@ -23,13 +24,28 @@ from statewise.errors import (
     InvalidRequestError,
     OverloadedError,
 )
+from statewise.model_spec import ModelSpec, RealInput, StateSpec, ValueHead
 from statewise.sampling import GREEDY, SamplingParams
-from tests.models import END
+from tests.models import END, draft_bundle, start_engine
 
 EngineOf = Callable[..., Engine]
 
 NUM_ROWS = 12
 NUM_REQUESTS = 24
+
+
+@pytest.fixture(scope="module")
+def engine_of() -> Iterator[EngineOf]:
+    """Start engines on models of tests.models, which need no certificate here."""
+    engines: list[Engine] = []
+
+    def start(name: str, **given: Any) -> Engine:
+        engines.append(start_engine(draft_bundle(name, "cpu-float32"), **given))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.close()
 
 
 def mixed_requests(vocabulary_size: int) -> list[GenerationRequest]:
@@ -49,10 +65,10 @@ def mixed_requests(vocabulary_size: int) -> list[GenerationRequest]:
     return requests
 
 
-@pytest.fixture(scope="module", params=["lstm-2", "transformer"])
+@pytest.fixture(scope="module", params=["gru-text", "transformer"])
 def crowd(request: pytest.FixtureRequest, engine_of: EngineOf) -> tuple[Engine, list[GenerationRequest], list[Delta]]:
     """An engine of several rows, requests, and what each gives in an engine of its own."""
-    shared = {"intra_op_threads": 1, "prefill_chunk": 16}
+    shared = {"prefill_chunk": 16}
     engine = engine_of(request.param, max_rows=NUM_ROWS, token_budget=64, prefix_memory=1_000_000, **shared)
     alone = engine_of(request.param, max_rows=8, prefix_memory=0, **shared)
     requests = mixed_requests(engine.manifest.model.input.vocabulary_size)
@@ -98,7 +114,7 @@ def test_a_search_finds_the_same_whoever_comes_and_goes(
     assert engine.num_running == engine.num_waiting == 0
 
 
-@pytest.mark.parametrize("name", ["lstm-2", "transformer"])
+@pytest.mark.parametrize("name", ["gru-text", "transformer"])
 def test_searches_that_want_more_rows_than_are_free_wait_for_all_of_them(engine_of: EngineOf, name: str) -> None:
     """Searches of 4 beams on 5 rows run one after the other, long and short requests beside them; nobody is stuck."""
     engine = engine_of(name, max_rows=5)
@@ -127,7 +143,7 @@ def test_the_best_hypothesis_is_the_answer_with_its_text(engine_of: EngineOf) ->
 
 def test_a_deadline_ends_a_search_and_frees_all_its_rows(engine_of: EngineOf) -> None:
     """The caller is told once, and the next request finds every row free."""
-    engine = engine_of("lstm-2", max_rows=4)
+    engine = engine_of("gru-text", max_rows=4)
     request = GenerationRequest(np.array([5]), GREEDY, 60000, beam_search=BeamParams(4))
 
     (output,) = run_all(engine, [replace(request, deadline=time.monotonic() + 0.2)])
@@ -142,7 +158,7 @@ def test_a_search_whose_step_fails_is_told_once(
     engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     """Whether the run fails or the moving of its rows: one error, no row lost, and the next search is well."""
-    engine = engine_of("lstm-2", max_rows=4)
+    engine = engine_of("gru-text", max_rows=4)
     request = GenerationRequest(np.array([5, 6, 7]), GREEDY, 9, beam_search=BeamParams(4))
     expected = run_all(engine, [request])
     healthy, runs = getattr(Runner, action), iter([True] * 3 + [False])
@@ -161,7 +177,7 @@ def test_a_search_whose_step_fails_is_told_once(
 
 def test_a_waiting_search_counts_once_against_the_queue(engine_of: EngineOf) -> None:
     """With no room to wait a search is served where all its rows are free, and else refused at once."""
-    engine = engine_of("lstm-2", max_rows=4, max_waiting=0)
+    engine = engine_of("gru-text", max_rows=4, max_waiting=0)
     search = GenerationRequest(np.array([5]), GREEDY, 5, beam_search=BeamParams(3))
     channel = QueueChannel()
     long = engine.submit(GenerationRequest(np.array([5]), GREEDY, 60000), channel)
@@ -177,7 +193,7 @@ def test_a_waiting_search_counts_once_against_the_queue(engine_of: EngineOf) -> 
 
 def test_other_streams_gain_items_while_a_search_runs(engine_of: EngineOf) -> None:
     """A stream beside a search of many steps is served between these steps."""
-    engine = engine_of("lstm-2", max_rows=5)
+    engine = engine_of("gru-text", max_rows=5)
     channel = QueueChannel()
     search = engine.submit(GenerationRequest(np.array([5]), GREEDY, 400, beam_search=BeamParams(4)), channel)
     stream = engine.submit(GenerationRequest(np.array([5]), GREEDY, 300), channel)
@@ -214,9 +230,11 @@ def test_a_search_that_cannot_be_is_refused_with_its_field(engine_of: EngineOf, 
     assert raised.value.field.endswith(field)
 
 
-def test_a_model_of_vectors_has_no_beams(engine_of: EngineOf) -> None:
+def test_a_model_of_vectors_has_no_beams() -> None:
     """Real vectors have no log-probabilities to search by."""
+    state = (StateSpec(name="last", shape=("row", 3)),)
+    spec = ModelSpec(input=RealInput(features=3), head=ValueHead(features=3), state=state)
     request = GenerationRequest(np.ones((2, 3), np.float32), GREEDY, 5, beam_search=BeamParams(2))
 
     with pytest.raises(InvalidRequestError, match="real vectors"):
-        engine_of("gru-series", max_rows=2).submit(request, QueueChannel())
+        Limits.of(EngineSettings(), spec).check(request, spec, has_tokenizer=False)

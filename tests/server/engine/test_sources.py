@@ -20,7 +20,7 @@ from server.runtime.device_memory import DeviceMemory
 from server.runtime.state_pool import StatePool
 from statewise.errors import CancelledError, DataLossError, InvalidRequestError
 from statewise.sampling import GREEDY, SamplingParams
-from tests.models import draft_of, make_checkpoint
+from tests.models import draft_of, make_checkpoint, start_engine
 from tests.server.engine.test_beams import serve
 from training.decoding import ReferenceDecoder
 
@@ -61,8 +61,6 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
-Start = Callable[..., Engine]
-
 
 class Served:
     """A model in memory, engines that serve it, and its reference."""
@@ -77,11 +75,8 @@ class Served:
 
     def start(self, **given: Any) -> Engine:
         """Serve it under these settings."""
-        chosen = EngineSettings(**{"state_memory": "256MB", "intra_op_threads": 1} | given)
-        engine = Engine.load(self.bundle, "cpu-float32", chosen)
-        engine.start()
-        self.engines.append(engine)
-        return engine
+        self.engines.append(start_engine(self.bundle, **given))
+        return self.engines[-1]
 
     def source(self, length: int, seed: int = 0) -> Any:
         """A random source of so many items."""
@@ -92,22 +87,41 @@ class Served:
         return rng.standard_normal((length, self.spec.source.features)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Each of the models in turn."""
-    model = Served(request.param, tmp_path_factory.mktemp("checkpoints"))
-    yield model
-    for engine in model.engines:
-        engine.close()
+ServedOf = Callable[[str], Served]
 
 
 @pytest.fixture(scope="module")
-def transformer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The Transformer alone."""
-    model = Served("transformer", tmp_path_factory.mktemp("checkpoints"))
-    yield model
-    for engine in model.engines:
+def served_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedOf]:
+    """Each of the models by its name, made once."""
+    every: dict[str, Served] = {}
+
+    def find(name: str) -> Served:
+        if name not in every:
+            every[name] = Served(name, tmp_path_factory.mktemp("checkpoints"))
+        return every[name]
+
+    yield find
+    for engine in (engine for model in every.values() for engine in model.engines):
         engine.close()
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def served(request: pytest.FixtureRequest, served_of: ServedOf) -> Served:
+    """Each of the models in turn."""
+    return served_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def transformer(served_of: ServedOf) -> Served:
+    """The Transformer alone."""
+    return served_of("transformer")
+
+
+@pytest.fixture(scope="module")
+def crowd(served: Served) -> tuple[Engine, list[Delta]]:
+    """An engine of several rows, and what each request gets from one that serves it alone."""
+    single = served.start(max_rows=5)
+    return served.start(max_rows=8, token_budget=60), [run_all(single, [one])[0] for one in requests_of(served)]
 
 
 def requests_of(model: Served) -> list[GenerationRequest]:
@@ -144,23 +158,20 @@ def test_the_engine_gives_the_reference_decoders_tokens(served: Served) -> None:
     cancelled=st.dictionaries(st.integers(0, NUM_REQUESTS - 1), st.integers(1, 12), max_size=5),
 )
 def test_a_request_gets_bit_for_bit_the_same_alone_and_in_company(
-    served: Served, order: list[int], cancelled: dict[int, int]
+    served: Served, crowd: tuple[Engine, list[Delta]], order: list[int], cancelled: dict[int, int]
 ) -> None:
     """Whoever comes and goes: tokens, log-probabilities and hypotheses are those of an engine of one's own."""
-    if not served.engines or not hasattr(served, "alone"):
-        single = served.start(max_rows=5)
-        served.alone = [run_all(single, [one])[0] for one in requests_of(served)]  # type: ignore[attr-defined]
-        served.shared = served.start(max_rows=8, token_budget=60)  # type: ignore[attr-defined]
+    engine, alone = crowd
     requests = requests_of(served)
 
-    outputs = serve(served.shared, {index: requests[index] for index in order}, cancelled)  # type: ignore[attr-defined]
+    outputs = serve(engine, {index: requests[index] for index in order}, cancelled)
 
     for index, output in outputs.items():
         if isinstance(output.error, CancelledError):
             assert index in cancelled
         else:
-            assert output == served.alone[index]  # type: ignore[attr-defined]
-    assert served.shared.num_running == 0  # type: ignore[attr-defined]
+            assert output == alone[index]
+    assert engine.num_running == 0
 
 
 def test_equal_prompts_of_different_sources_share_nothing(served: Served) -> None:
@@ -271,18 +282,15 @@ def test_a_bad_source_is_refused(transformer: Served, change: dict[str, Any], fi
     assert raised.value.field == field
 
 
-def test_a_bad_source_of_vectors_is_refused(tmp_path: Path, engine_of: Callable[..., Engine]) -> None:
+def test_a_bad_source_of_vectors_is_refused(served_of: ServedOf) -> None:
     """Of another width, or not finite; and any source where the model reads none."""
-    model = Served("none", tmp_path)
-    engine = model.start()
+    engine = served_of("none").start()
     request = GenerationRequest(np.array([3]), GREEDY, 5)
+    cases = {"has 4 features per item, the model reads 3": np.ones((2, 4)), "NaN": np.full((2, 3), np.nan)}
 
-    for source, message in (
-        (np.ones((2, 4)), "has 4 features per item, the model reads 3"),
-        (np.full((2, 3), np.nan), "NaN"),
-    ):
+    for message, source in cases.items():
         with pytest.raises(InvalidRequestError, match=message):
             engine.submit(replace(request, source=source.astype(np.float32)), QueueChannel())
-    engine.close()
+    spec = served_of("none").spec.model_copy(update={"source": None, "max_source_positions": None})
     with pytest.raises(InvalidRequestError, match="reads no source"):
-        engine_of("rnn-1").submit(replace(request, source=np.array([1])), QueueChannel())
+        engine.limits.check(replace(request, source=np.array([1])), spec, has_tokenizer=False)
