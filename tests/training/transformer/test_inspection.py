@@ -56,7 +56,7 @@ def test_what_is_shown_is_what_the_step_function_does(shape: str) -> None:
         def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float) -> torch.Tensor:
             return weighted_values(next(shown), value)
 
-    hidden = module._run(items, torch.arange(12).expand(2, 12), Replayed())
+    hidden = module.run(items, torch.arange(12).expand(2, 12), Replayed())
     torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
 
 
