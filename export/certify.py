@@ -29,6 +29,7 @@ from statewise.mixture import in_other_units
 from statewise.model_spec import MixtureHead, ModelSpec, TokenInput
 from statewise.sampling import GREEDY, SamplingParams
 from training.decoding import ReferenceDecoder
+from training.held_out import Pair
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
@@ -100,19 +101,21 @@ def certify(
     progress: Progress = lambda _: None,
     *,
     limits: Limits | None = None,
-    held_out: Array | None = None,
+    held_out: Array | list[Pair] | None = None,
     device: str | None = None,
 ) -> Certificate:
     """Run every comparison; the certificate says whether all of them passed.
 
     With `limits` the variant is held against itself, and its divergence from the reference against the limits; that is
-    measured on `held_out` items, `[time]` or `[time, features]`, or on what the reference samples.
+    measured on `held_out` items, `[time]` or `[time, features]`, or pairs of source and target, or on what the
+    reference samples.
     `device`: where to run the variant instead of its own device, as tests do that have none.
     """
     spec = bundle.manifest.model
+    sequence = held_out if isinstance(held_out, np.ndarray) else None
     if not spec.generates:
         return certify_without_steps(
-            bundle, variant_name, reference, scale, progress, limits=limits, held_out=held_out, device=device
+            bundle, variant_name, reference, scale, progress, limits=limits, held_out=sequence, device=device
         )
     decoder = RuntimeDecoder(Runner.load(bundle, variant_name, max_rows=max(BATCH_SIZES), device=device))
     if limits is None:
@@ -128,7 +131,7 @@ def certify(
         rows = held_out_rows(held_out, reference, scale, bundle.manifest.special_tokens.start)
         divergence = measure_divergence(decoder, reference, rows, scale)
     sequences = certify_sequences(
-        bundle, variant_name, reference, scale, progress, itself=itself, limits=limits, held_out=held_out, device=device
+        bundle, variant_name, reference, scale, progress, itself=itself, limits=limits, held_out=sequence, device=device
     )
     is_close = divergence is None or limits is None or divergence.within(limits)
     return Certificate(

@@ -40,8 +40,8 @@ def measure_divergence(
     return ValueDivergence(
         held_out=held_out.source,
         num_items=sum(map(len, held_out.rows)),
-        mean_difference=float(np.mean(differences)),
-        max_difference=float(np.max(differences)),
+        mean_difference=float(np.concatenate(differences).mean()),
+        max_difference=float(np.concatenate(differences).max()),
     )
 
 
@@ -49,7 +49,8 @@ def _outputs(
     decoder: RuntimeDecoder, reference: ReferenceDecoder, held_out: HeldOut
 ) -> Iterator[tuple[Array, NDArray[np.float64], NDArray[np.float64]]]:
     """Of each row: its items, the variant's outputs and PyTorch's, `[time, size]`."""
-    step = max(1, MAX_NUMBERS // (max(map(len, held_out.rows)) * reference.spec.head.output_size))
+    fitting = MAX_NUMBERS // (max(map(len, held_out.rows)) * reference.spec.head.output_size)
+    step = min(max(1, fitting), decoder.runner.pool.num_rows)
     for start in range(0, len(held_out.rows), step):
         part = held_out.rows[start : start + step]
         sources = held_out.sources and held_out.sources[start : start + step]
@@ -74,10 +75,10 @@ def _of_tokens(decoder: RuntimeDecoder, reference: ReferenceDecoder, held_out: H
     return TokenDivergence(
         held_out=held_out.source,
         num_tokens=sum(map(len, held_out.rows)),
-        perplexity_float32=float(np.exp(np.mean(surprises_float32))),
-        perplexity=float(np.exp(np.mean(surprises))),
-        kl_divergence=float(np.mean(divergences)),
-        equal_greedy=float(np.mean(equal)),
+        perplexity_float32=float(np.exp(np.concatenate(surprises_float32).mean())),
+        perplexity=float(np.exp(np.concatenate(surprises).mean())),
+        kl_divergence=float(np.concatenate(divergences).mean()),
+        equal_greedy=float(np.concatenate(equal).mean()),
         common_prefix=common,
         num_generated=num_generated,
     )

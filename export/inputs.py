@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from statewise.model_spec import InputSpec, ModelSpec, TokenInput, ValueHead
 from statewise.sampling import SamplingParams
 from training.decoding import ReferenceDecoder
+from training.held_out import Pair
 
 Array = NDArray[Any]
 
@@ -76,13 +77,17 @@ def _random(reads: InputSpec, lengths: Iterable[int], scale: Scale, seed: int) -
     return [(mean + deviation * rng.standard_normal((length, features))).astype(np.float32) for length in lengths]
 
 
-def held_out_rows(items: Array | None, reference: ReferenceDecoder, scale: Scale, start: int | None) -> HeldOut:
-    """The held-out items of a checkpoint, in rows; where it has none, what the float32 model itself says.
+def held_out_rows(
+    items: Array | list[Pair] | None, reference: ReferenceDecoder, scale: Scale, start: int | None
+) -> HeldOut:
+    """The held-out items of a checkpoint, in rows, or its pairs; where it has none, what the float32 model itself says.
 
     Random tokens would tell nothing: on text that a model finds absurd, its distributions are flat or arbitrary.
     """
     spec = reference.spec
     length = min(MAX_ROW_LENGTH, spec.max_positions or MAX_ROW_LENGTH)
+    if isinstance(items, list):
+        return HeldOut([target[:length] for _, target in items], "data", [source for source, _ in items])
     if items is not None:
         length = min(length, len(items))
         num_rows = min(NUM_ROWS, len(items) // length)

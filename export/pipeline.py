@@ -139,7 +139,8 @@ def _certifier(
     bundle: Bundle, checkpoint: Checkpoint, progress: Progress
 ) -> Callable[[str, Limits | None], Certificate]:
     """Certify one variant after another against the same checkpoint."""
-    reference, scale, held_out = reference_of(checkpoint), scale_of(checkpoint), checkpoint.held_out()
+    reference, scale = reference_of(checkpoint), scale_of(checkpoint)
+    held_out = checkpoint.held_out() if reference.spec.source is None else checkpoint.held_out_pairs()
 
     def certify_variant(name: str, limits: Limits | None) -> Certificate:
         def tell(stage: str) -> None:
