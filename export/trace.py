@@ -130,8 +130,10 @@ class _NextOutputs(torch.nn.Module):
     def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
         state = zero_state(self.spec, items.shape[0], items.shape[1])
         hidden, _ = self.module(items, lengths, state)
-        outputs: Tensor = self.module.head(hidden[:, :-1])  # type: ignore[operator] # plugin API
-        return outputs
+        # Row by row, as in a step: the head's matrix is traced in the same layout, and so is stored once.
+        rows = hidden[:, :-1].flatten(0, 1)
+        outputs: Tensor = self.module.head(rows)  # type: ignore[operator] # plugin API
+        return outputs.reshape(items.shape[0], items.shape[1] - 1, -1)
 
 
 class _Shown(torch.nn.Module):
@@ -294,11 +296,14 @@ def _take_apart(model: ir.Model, output: str, new_state: tuple[str, ...]) -> Tra
         proto = onnx.inliner.inline_local_functions(proto)
     values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
     reals = frozenset(value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
-    nodes = _without_detours(proto.graph.node, {value.name: _shape(value) for value in values})
+    results = {value.name for value in proto.graph.output}
+    nodes = _without_detours(proto.graph.node, {value.name: _shape(value) for value in values}, results)
     return TracedStep(nodes, weights, output, new_state, reals - weights.keys())
 
 
-def _without_detours(nodes: Iterable[onnx.NodeProto], shapes: dict[str, Any]) -> list[onnx.NodeProto]:
+def _without_detours(
+    nodes: Iterable[onnx.NodeProto], shapes: dict[str, Any], results: set[str]
+) -> list[onnx.NodeProto]:
     """The nodes without a Reshape that undoes the one before it, as where heads are told apart and put together."""
     reshaped: dict[str, str] = {}
     same: dict[str, str] = {}
@@ -306,13 +311,13 @@ def _without_detours(nodes: Iterable[onnx.NodeProto], shapes: dict[str, Any]) ->
     for node in nodes:
         node.input[:] = [same.get(name, name) for name in node.input]
         if node.op_type == "Reshape":
-            source = reshaped.get(node.input[0])
+            source = None if node.output[0] in results else reshaped.get(node.input[0])
             if source is not None and shapes.get(source) is not None and shapes[source] == shapes.get(node.output[0]):
                 same[node.output[0]] = source
                 continue
             reshaped[node.output[0]] = node.input[0]
         kept.append(node)
-    read = {name for node in kept for name in node.input}
+    read = results.union(*(node.input for node in kept))
     # The first one of each pair is kept where others read it.
     return [node for node in kept if node.op_type != "Reshape" or node.output[0] in read]
 

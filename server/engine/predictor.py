@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from tokenizers import Tokenizer
 
@@ -89,9 +90,10 @@ class Predictor:
         )
 
     def drain(self, grace: float) -> None:
-        """Accept nothing more and wait until all are answered, at most `grace` seconds for each graph."""
+        """Accept nothing more and wait until all are answered, at most `grace` seconds."""
+        end = time.monotonic() + grace
         for batcher in self._close_doors():
-            batcher.drain(grace)
+            batcher.drain(max(0.0, end - time.monotonic()))
 
     def close(self) -> None:
         """End every thread; those that still wait fail with UnavailableError."""

@@ -163,15 +163,9 @@ class EmbeddingPlugin(GRUPlugin):
         return super().spec(config).model_copy(update={"embedding": EmbeddingHead(size=config.hidden_size)})
 
     def build(self, config: Any) -> RecurrentModule:
-        return EmbeddingModule(
-            "gru",
-            vocabulary_size=config.vocabulary_size,
-            input_size=config.hidden_size,
-            hidden_size=config.hidden_size,
-            num_layers=1,
-            dropout=0.0,
-            tied_embeddings=False,
-        )
+        module = super().build(config)
+        module.__class__ = EmbeddingModule
+        return module
 
 
 def test_a_model_that_generates_may_also_embed(tmp_path: Path) -> None:
