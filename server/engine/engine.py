@@ -26,7 +26,6 @@ from statewise.bundle import Bundle
 from statewise.errors import (
     CancelledError,
     DeadlineExceededError,
-    InvalidRequestError,
     OverloadedError,
     StatewiseError,
     UnavailableError,
@@ -138,7 +137,7 @@ class Engine:
         self.limits.check(request, self.manifest.model, has_tokenizer=self.tokenizer is not None)
         stream = Stream(request, channel)
         sequence = sequence_of(stream, self.tokenizer)
-        self._check_rows(sequence)
+        self.memory.check_beams(sequence.num_rows, sequence.num_positions)
         with self._lock:
             self._check_room(sequence)
             self._scheduler.waiting.append(sequence)
@@ -171,15 +170,6 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(CLOSE_TIMEOUT_SECONDS)
 
-    def _check_rows(self, sequence: Sequence) -> None:
-        num_rows = self.memory.rows_at(self.memory.capacity_for(sequence.num_positions))
-        if sequence.num_rows > num_rows:
-            raise InvalidRequestError(
-                f"{sequence.num_rows} beams need as many rows of {sequence.num_positions} positions, and this server "
-                f"has room for {num_rows}; ask for fewer beams, or for fewer items",
-                field="beam_search.num_beams",
-            )
-
     def _check_room(self, sequence: Sequence) -> None:
         if not self._accepting:
             raise UnavailableError(f"model {self.manifest.name!r} is stopping; try another replica")
@@ -194,7 +184,7 @@ class Engine:
         queued = sum(other.request.num_items for other in waiting)
         if waiting and queued + sequence.request.num_items > limits.max_waiting_tokens:
             raise OverloadedError(
-                f"model {self.manifest.name!r}: {queued} items of prompts wait "
+                f"model {self.manifest.name!r}: {queued} prompt items wait "
                 f"(limit {limits.max_waiting_tokens}); retry later"
             )
 

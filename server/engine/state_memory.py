@@ -9,7 +9,7 @@ from server.engine.settings import EngineSettings
 from server.runtime.free_memory import free_memory
 from server.runtime.providers import free_cuda_memory
 from server.runtime.state_pool import bytes_per_row, capacity_for
-from statewise.errors import BundleError
+from statewise.errors import BundleError, InvalidRequestError
 from statewise.model_spec import ModelSpec, StateSpec
 
 SHARE_OF_FREE_MEMORY = 0.5
@@ -64,6 +64,16 @@ class StateMemory:
     def rows_at(self, capacity: int) -> int:
         """Rows that fit where each has room for so many positions."""
         return min(self.most_rows, self.budget // bytes_per_row(self.specs, capacity))
+
+    def check_beams(self, num_beams: int, num_positions: int) -> None:
+        """Raise InvalidRequestError where so many rows never fit together."""
+        num_rows = self.rows_at(self.capacity_for(num_positions))
+        if num_beams > num_rows:
+            raise InvalidRequestError(
+                f"{num_beams} beams need as many rows of {num_positions} positions, and this server has room for "
+                f"{num_rows}; ask for fewer beams, or for fewer items",
+                field="beam_search.num_beams",
+            )
 
     def describe(self) -> str:
         """Rows, positions and bytes on one line, for the longest requests."""

@@ -129,7 +129,7 @@ def test_a_bounded_model_takes_what_fits_its_positions(engine_of: EngineOf) -> N
 
 def test_the_queue_is_bounded_in_requests_and_in_items(engine_of: EngineOf) -> None:
     """What does not fit is refused at once, and what was accepted completes."""
-    engine = engine_of("lstm-2", max_rows=1, max_waiting=2, max_waiting_tokens=20)
+    engine = engine_of("lstm-2", max_rows=1, max_waiting=2, max_waiting_tokens=20, decode_ms=0.01)
     channel = QueueChannel()
     long = GenerationRequest(np.array([5]), GREEDY, 3000)
     running = engine.submit(long, channel)

@@ -190,7 +190,7 @@ def test_unknown_model_is_not_found_and_the_known_ones_are_named(stub, method: s
 
     assert code == grpc.StatusCode.NOT_FOUND
     assert "'nope'" in details
-    assert "plain, sum, text" in details
+    assert "plain, sum, sums, text" in details
 
 
 def test_unknown_version_is_not_found(stub: GenerationServiceStub) -> None:
@@ -345,7 +345,7 @@ def test_models_are_described(stub: GenerationServiceStub) -> None:
     """ListModels gives every model with its limits, and GetModel the same for one."""
     models = {model.name: model for model in stub.ListModels(pb.ListModelsRequest()).models}
 
-    assert sorted(models) == ["broken", "plain", "sum", "text"]
+    assert sorted(models) == ["broken", "plain", "sum", "sums", "text"]
     text, real = models["text"], models["sum"]
     assert (text.input_kind, text.head_kind, text.input_size) == ("tokens", "categorical", 258)
     assert (text.has_tokenizer, text.start_token, text.end_token) == (True, 0, 1)
