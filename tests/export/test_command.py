@@ -70,10 +70,10 @@ def test_reports_can_be_parsed(statewise: Statewise, bundle: Path, tmp_path: Pat
     assert suite.attrib["failures"] == "0"
     (certificate,) = json.loads(texts["json"])
     assert certificate["passed"]
-    assert len(certificate["cases"]) + 5 == int(suite.attrib["tests"])
+    assert len(certificate["cases"]) + 7 == int(suite.attrib["tests"])
     assert "### small/1 cpu-float32: passed" in texts["markdown"]
     rows = [line for line in texts["markdown"].splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 5
+    assert len(rows) == 2 + 7
     assert {row.count("|") for row in rows} == {4}
 
 
