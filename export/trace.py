@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from export.traced_modules import Answer, Embedding, FirstState, LastOutput, MixedOutput, NextOutputs, Shown
 from statewise.errors import ConfigError
 from statewise.model_spec import InputSpec, ModelSpec, TokenInput
 from training.state import zero_state
@@ -48,105 +49,6 @@ class TracedStep:
     """Names of the float32 values, weights aside."""
 
 
-class _LastOutput(torch.nn.Module):
-    """The step with its head at each row's last real item only: the server needs no other.
-
-    Memories, which come out as they went in, are left out of the new state.
-    """
-
-    def __init__(self, module: torch.nn.Module, spec: ModelSpec) -> None:
-        super().__init__()
-        self.module = module
-        self.spec = spec
-
-    def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
-        hidden, new_state = self.module(items, lengths, state)
-        index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[2])
-        output = self.module.head(hidden.gather(1, index).squeeze(1))  # type: ignore[operator] # plugin API
-        return output, _without_memories(new_state, self.spec)
-
-
-class _MixedOutput(torch.nn.Module):
-    """The mixed step with its head, and without memories."""
-
-    def __init__(self, module: torch.nn.Module, spec: ModelSpec) -> None:
-        super().__init__()
-        self.module = module
-        self.spec = spec
-
-    def forward(self, items: Tensor, state: State, chunk: Tensor, chunk_state: State) -> tuple[Tensor, State, State]:
-        hidden, *states = self.module.forward_mixed(items, state, chunk, chunk_state)  # type: ignore[operator] # plugin API
-        new_state, new_chunk_state = (_without_memories(new, self.spec) for new in states)
-        return self.module.head(hidden), new_state, new_chunk_state  # type: ignore[operator] # plugin API
-
-
-class _FirstState(torch.nn.Module):
-    """What is made of a source, as new tensors: an output of a graph cannot be its input."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, source: Tensor, source_lengths: Tensor) -> State:
-        return tuple(part.clone() for part in self.module.encode(source, source_lengths))  # type: ignore[operator] # plugin API
-
-
-def _without_memories(state: State, spec: ModelSpec) -> State:
-    return tuple(part for part, s in zip(state, spec.state, strict=True) if s.kind != "memory")
-
-
-class _Answer(torch.nn.Module):
-    """Whole sequences to what a model without state says of them."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
-        answer: Tensor = self.module.head(self.module(items, lengths, ())[0])  # type: ignore[operator] # plugin API
-        return answer
-
-
-class _Embedding(torch.nn.Module):
-    """Whole sequences to the vector that a generating model makes of them."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
-        embedding: Tensor = self.module.embed(items, lengths)  # type: ignore[operator] # plugin API
-        return embedding
-
-
-class _NextOutputs(torch.nn.Module):
-    """Whole sequences to the outputs that foretell every item but the first, `[row, time - 1, size]`."""
-
-    def __init__(self, module: torch.nn.Module, spec: ModelSpec) -> None:
-        super().__init__()
-        self.module = module
-        self.spec = spec
-
-    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
-        state = zero_state(self.spec, items.shape[0], items.shape[1])
-        hidden, _ = self.module(items, lengths, state)
-        # Row by row, as in a step: the head's matrix is traced in the same layout, and so is stored once.
-        rows = hidden[:, :-1].flatten(0, 1)
-        outputs: Tensor = self.module.head(rows)  # type: ignore[operator] # plugin API
-        return outputs.reshape(items.shape[0], items.shape[1] - 1, -1)
-
-
-class _Shown(torch.nn.Module):
-    """Whole sequences to what the module shows of them."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.module.inspect(items, lengths).values())  # type: ignore[operator] # plugin API
-
-
 def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace the step function with dynamic rows and time."""
     row, time = torch.export.Dim("row"), torch.export.Dim("time")
@@ -155,7 +57,7 @@ def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     sizes = ({0: row, 1: time}, {0: row}, _state_sizes(spec, {"row": row, "position": torch.export.Dim("position")}))
     names = ["items", "lengths", *(f"state.{s.name}" for s in spec.state)]
     results = tuple(f"new_state.{s.name}" for s in spec.written_state)
-    return _trace(_LastOutput(module, spec), example, sizes, names, results)
+    return _trace(LastOutput(module, spec), example, sizes, names, results)
 
 
 def trace_encode(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
@@ -170,7 +72,7 @@ def trace_encode(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     # A size of 1 is taken for a constant, and is one only here.
     time = {} if longest == 1 else {1: torch.export.Dim("time", max=longest)}
     results = tuple(f"new_state.{s.name}" for s in spec.state if s.kind != "cache")
-    return _trace(_FirstState(module), example, ({0: row} | time, {0: row}), ["source", "source_lengths"], results, "")
+    return _trace(FirstState(module), example, ({0: row} | time, {0: row}), ["source", "source_lengths"], results, "")
 
 
 def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
@@ -193,22 +95,22 @@ def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     names = ["items", *(f"state.{p}" for p in parts), "chunk.items", *(f"chunk.state.{p}" for p in parts)]
     written = [s.name for s in spec.written_state]
     results = (*(f"new_state.{p}" for p in written), *(f"chunk.new_state.{p}" for p in written))
-    return _trace(_MixedOutput(module, spec), example, sizes, names, results)
+    return _trace(MixedOutput(module, spec), example, sizes, names, results)
 
 
 def trace_prediction(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace what the model says of whole sequences, with dynamic rows and time."""
-    return _trace_whole(_Embedding(module) if spec.generates else _Answer(module), spec)
+    return _trace_whole(Embedding(module) if spec.generates else Answer(module), spec)
 
 
 def trace_next_outputs(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace the outputs that foretell every item of whole sequences but the first, `[row, time - 1, size]`."""
-    return _trace_whole(_NextOutputs(module, spec), spec)
+    return _trace_whole(NextOutputs(module, spec), spec)
 
 
 def trace_inspection(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace what the module shows of whole sequences, with dynamic rows and time. Raises as `shown_shapes`."""
-    return _trace_whole(_Shown(module), spec, tuple(shown_shapes(module, spec)))
+    return _trace_whole(Shown(module), spec, tuple(shown_shapes(module, spec)))
 
 
 def shown_shapes(module: torch.nn.Module, spec: ModelSpec) -> dict[str, tuple[str | int, ...]]:

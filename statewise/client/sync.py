@@ -8,7 +8,7 @@ from typing import Any, Self, Unpack
 import grpc
 from numpy.typing import ArrayLike
 
-from statewise.client import core, forecasting
+from statewise.client import core, forecasting, predicting
 from statewise.client.values import Chunk, Forecast, Generation, Inspection, Model, Prediction, Prompt, Score
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceStub
@@ -88,26 +88,26 @@ class Client:
         self, model: str, inputs: Sequence[Prompt], *, version: int = 0, timeout: float | None = None
     ) -> list[Prediction]:
         """What a model says of whole sequences: labels, tags, embeddings or values, one answer for each."""
-        request = core.predict_request(model, inputs, version)
+        request = predicting.predict_request(model, inputs, version)
         with core.errors_mapped(self.address):
             response = self._prediction_stub.Predict(request, timeout=timeout or self._timeout)
-        return core.predictions_from(response)
+        return predicting.predictions_from(response)
 
     def score(
         self, model: str, inputs: Sequence[Prompt], *, version: int = 0, timeout: float | None = None
     ) -> list[Score]:
         """How probable a generating model finds whole sequences, item by item."""
-        request = core.score_request(model, inputs, version)
+        request = predicting.score_request(model, inputs, version)
         with core.errors_mapped(self.address):
             response = self._prediction_stub.Score(request, timeout=timeout or self._timeout)
-        return core.scores_from(response)
+        return predicting.scores_from(response)
 
     def inspect(self, model: str, sequence: Prompt, *, version: int = 0, timeout: float | None = None) -> Inspection:
         """What a model attends to, or how its gates stand, while it reads; it must be exported with `--inspect`."""
-        request = core.inspect_request(model, sequence, version)
+        request = predicting.inspect_request(model, sequence, version)
         with core.errors_mapped(self.address):
             response = self._prediction_stub.Inspect(request, timeout=timeout or self._timeout)
-        return core.inspection_from(response)
+        return predicting.inspection_from(response)
 
     def forecast(
         self, model: str, context: ArrayLike, horizon: int, **options: Unpack[forecasting.ForecastOptions]
