@@ -85,7 +85,7 @@ def bad_config(checkpoint: Path) -> None:
         (add_a_tensor, [WEIGHTS, "not part of this model: extra.weight"]),
         (reshape_a_tensor, [WEIGHTS, "output.bias", "[20]", "[19]"]),
         (change_a_weight, [WEIGHTS, "changed since"]),
-        (unknown_plugin, ["'mamba'", "gru, lstm"]),
+        (unknown_plugin, ["'mamba'", "gru, gru_encoder"]),
         (bad_config, ["checkpoint.json", "hidden_size"]),
     ],
 )

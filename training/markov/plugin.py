@@ -64,7 +64,7 @@ class MarkovPlugin(SequencePlugin[MarkovConfig]):
         self, config: MarkovConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
         """Cross-entropy in nats per token."""
-        return next_item_loss(self.spec(config).head, output, targets, mask)
+        return next_item_loss(output, targets, mask, head=self.spec(config).head)
 
     def fit(self, module: torch.nn.Module, config: MarkovConfig, documents: Sequence[Items]) -> bool:
         """Count: log((count(a, b) + smoothing) / (count(a) + smoothing * vocabulary_size))."""
