@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from statewise.model_spec import CategoricalHead
 from training.recurrent.module import RecurrentModule
 
 State = tuple[Tensor, ...]
@@ -80,4 +81,5 @@ def _lstm(vocabulary_size: int, embedding_size: int, hidden_size: int) -> Recurr
         num_layers=1,
         dropout=0.0,
         tied_embeddings=False,
+        head=CategoricalHead(vocabulary_size=vocabulary_size),
     )
