@@ -110,10 +110,11 @@ class Checkpoint:
     def held_out_pairs(self) -> list[Pair] | None:
         """Pairs of source and target that training has not seen; None where none were kept.
 
+        An autoencoder makes its sources of its own items, so there are none of it.
         Raises ConfigError where they are not what the model reads.
         """
         spec = self.plugin.spec(self.config)
-        if HELD_OUT_FILE not in self.files or spec.source is None:
+        if HELD_OUT_FILE not in self.files or spec.source is None or spec.embedding is not None:
             return None
         return read_pairs(self.folder / HELD_OUT_FILE, spec)
 
