@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from server.services.items import ReadSequence, read_inputs
-from statewise.errors import DataLossError, DeadlineExceededError, InvalidRequestError
+from server.services.reading import read_deadline, read_version
+from statewise.errors import DataLossError
 from statewise.manifest import OneShotGraph
 from statewise.v1 import generation_pb2
 from statewise.v1 import prediction_pb2 as pb
 
 if TYPE_CHECKING:
     from server.engine.batcher import Answer, Batcher
+    from server.engine.engine import Engine
     from server.engine.predictor import Predictor
     from server.repository import Repository
 
@@ -42,19 +43,15 @@ async def open_graph(
     repository: Repository, model: str, version: int, graph: OneShotGraph, seconds_left: float | None
 ) -> tuple[Predictor, Batcher, float | None]:
     """The model, its graph and the request's deadline, in time.monotonic() seconds; raises as `answer_inputs`."""
-    if seconds_left is not None and seconds_left <= 0:
-        raise DeadlineExceededError("the deadline had passed when the request came")
-    deadline = None if seconds_left is None else time.monotonic() + seconds_left
-    if version < 0:
-        raise InvalidRequestError(f"must be 0 (newest) or more, got {version}", field="version")
-    predictor = repository.predictor(model, version)
+    deadline = read_deadline(seconds_left)
+    predictor = repository.predictor(model, read_version(version))
     return predictor, await _batcher(predictor, graph), deadline
 
 
-def info_of(predictor: Predictor) -> pb.PredictionInfo:
+def info_of(model: Engine | Predictor) -> pb.PredictionInfo:
     """What answers."""
-    manifest = predictor.manifest
-    return pb.PredictionInfo(model=manifest.name, version=manifest.version, variant=predictor.variant_name)
+    manifest = model.manifest
+    return pb.PredictionInfo(model=manifest.name, version=manifest.version, variant=model.variant_name)
 
 
 async def _batcher(predictor: Predictor, graph: OneShotGraph) -> Batcher:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from server.engine.request import Delta, GenerationRequest
 from server.runtime.state_pool import SavedRow
+from server.services.answers import info_of
 from server.services.paths import Paths
-from server.services.requests import read_vectors, read_version
-from statewise.errors import DeadlineExceededError, InvalidRequestError
+from server.services.reading import read_deadline, read_vectors, read_version
+from server.services.requests import check_prompt_length
+from statewise.errors import InvalidRequestError
 from statewise.model_spec import MixtureHead
 from statewise.sampling import GREEDY, SamplingParams
 from statewise.v1 import generation_pb2
@@ -107,8 +109,7 @@ async def _state_of_context(task: _Task, paths: Paths) -> SavedRow | None:
 
 
 def _read(request: pb.ForecastRequest, engine: Engine, limits: ForecastLimits, seconds_left: float | None) -> _Task:
-    if seconds_left is not None and seconds_left <= 0:
-        raise DeadlineExceededError("the deadline had passed when the request came")
+    deadline = read_deadline(seconds_left)
     head = engine.manifest.model.head
     if not isinstance(head, MixtureHead):
         raise InvalidRequestError(
@@ -128,7 +129,7 @@ def _read(request: pb.ForecastRequest, engine: Engine, limits: ForecastLimits, s
         quantiles=_quantiles(tuple(request.quantiles)),
         temperature=temperature,
         seed=request.seed if request.HasField("seed") else secrets.randbits(32),
-        deadline=None if seconds_left is None else time.monotonic() + seconds_left,
+        deadline=deadline,
     )
 
 
@@ -146,7 +147,7 @@ def _check_size(horizon: int, num_paths: int, features: int, engine: Engine, lim
 
 
 def _context(request: pb.ForecastRequest, features: int, engine: Engine) -> NDArray[np.float32]:
-    context = read_vectors(request.context, features, engine, "context")
+    context = read_vectors(request.context, features, engine.manifest, "context", partial(check_prompt_length, engine))
     if not np.isfinite(context).all():
         raise InvalidRequestError("holds NaN or infinity", field="context.values")
     most = engine.limits.max_positions
@@ -175,15 +176,13 @@ def _quantiles(given: tuple[float, ...]) -> tuple[float, ...]:
 def _response(request: pb.ForecastRequest, task: _Task, drawn: Array, engine: Engine) -> pb.ForecastResponse:
     """Quantiles of each feature at each item by itself, interpolated linearly between paths."""
     levels = np.quantile(drawn, task.quantiles, axis=0)
-    manifest = engine.manifest
-    info = pb.PredictionInfo(model=manifest.name, version=manifest.version, variant=engine.variant_name)
     series = [
         pb.QuantileSeries(quantile=quantile, values=_vectors(values))
         for quantile, values in zip(task.quantiles, levels, strict=True)
     ]
     paths = map(_vectors, drawn) if request.return_paths else ()
     mean = _vectors(drawn.mean(axis=0, dtype=np.float64))
-    return pb.ForecastResponse(quantiles=series, mean=mean, paths=paths, info=info, seed=task.seed)
+    return pb.ForecastResponse(quantiles=series, mean=mean, paths=paths, info=info_of(engine), seed=task.seed)
 
 
 def _vectors(values: Array) -> generation_pb2.VectorSequence:

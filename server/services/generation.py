@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from server.metrics import ServerMetrics
 from server.services.channel import LoopChannel, Mailbox
-from server.services.requests import read_request, read_version
+from server.services.reading import read_version
+from server.services.requests import read_request
 from server.services.responses import model_of, response_of
 from statewise.errors import NotFoundError, OverloadedError
 from statewise.v1 import generation_pb2 as pb

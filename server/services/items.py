@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.services.reading import LONG_TEXT, read_vectors, tokenizer_for
 from statewise.errors import InvalidRequestError
 from statewise.model_spec import RealInput
 from statewise.v1 import generation_pb2 as pb
 
 if TYPE_CHECKING:
     from server.engine.predictor import Predictor
-
-_LONG_TEXT = 4096
-"""Characters beyond which text is tokenized off the event loop; below, the hop costs more than the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ async def _read_all(inputs: Sequence[pb.Items], fields: Sequence[str], predictor
     def read() -> list[ReadSequence]:
         return [_read(given, predictor, field) for given, field in zip(inputs, fields, strict=True)]
 
-    is_long = sum(len(given.text) for given in inputs) > _LONG_TEXT
+    is_long = sum(len(given.text) for given in inputs) > LONG_TEXT
     return await asyncio.to_thread(read) if is_long else read()
 
 
@@ -78,7 +77,7 @@ def _read(given: pb.Items, predictor: Predictor, field: str) -> ReadSequence:
         raise InvalidRequestError("is empty; give at least one item", field=name)
     start = manifest.special_tokens.start if manifest.model.generates else None
     num_start = 0 if start is None else 1
-    _check_length(len(ids) + num_start, predictor, name)
+    _check_length(predictor, len(ids) + num_start, name)
     outside = ids[(ids < 0) | (ids >= reads.vocabulary_size)]
     if len(outside):
         raise InvalidRequestError(
@@ -88,18 +87,8 @@ def _read(given: pb.Items, predictor: Predictor, field: str) -> ReadSequence:
 
 
 def _vectors(given: pb.VectorSequence, features: int, predictor: Predictor, field: str) -> NDArray[np.float32]:
-    if given.features != features:
-        raise InvalidRequestError(
-            f"model {predictor.manifest.name!r} reads {features} features, got {given.features}",
-            field=f"{field}.features",
-        )
-    count = len(given.values)
-    if not count or count % features:
-        raise InvalidRequestError(
-            f"must hold time x {features} numbers, time at least 1; got {count}", field=f"{field}.values"
-        )
-    _check_length(count // features, predictor, f"{field}.values")
-    values = np.fromiter(given.values, np.float32, count).reshape(-1, features)
+    check_length = partial(_check_length, predictor)
+    values = read_vectors(given, features, predictor.manifest, field, check_length)
     if not np.isfinite(values).all():
         raise InvalidRequestError("holds NaN or infinity", field=f"{field}.values")
     return values
@@ -110,21 +99,18 @@ Ids = tuple[NDArray[np.int64], tuple[tuple[int, int], ...]]
 
 def _tokens(given: pb.TokenSequence, predictor: Predictor, field: str) -> Ids:
     # The length first: a message can hold millions of ids.
-    _check_length(len(given.ids), predictor, f"{field}.tokens.ids")
+    _check_length(predictor, len(given.ids), f"{field}.tokens.ids")
     return np.fromiter(given.ids, np.int64, len(given.ids)), ()
 
 
 def _text(text: str, predictor: Predictor, field: str) -> Ids:
-    if predictor.tokenizer is None:
-        raise InvalidRequestError(
-            f"model {predictor.manifest.name!r} has no tokenizer; send token ids in `tokens`", field=f"{field}.text"
-        )
+    tokenizer = tokenizer_for(predictor.tokenizer, predictor.manifest, f"{field}.text")
     # The other ways to encode leave offsets out, or count them in bytes.
-    encoding = predictor.tokenizer.encode(text, add_special_tokens=False)
+    encoding = tokenizer.encode(text, add_special_tokens=False)
     return np.asarray(encoding.ids, np.int64), tuple(encoding.offsets)
 
 
-def _check_length(length: int, predictor: Predictor, field: str) -> None:
+def _check_length(predictor: Predictor, length: int, field: str) -> None:
     if length > predictor.max_items:
         raise InvalidRequestError(
             f"has {length} items, a start token included; at most {predictor.max_items} are allowed", field=field

@@ -6,18 +6,18 @@ bounds every request, wherever it comes from, is checked by `Engine.submit`.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-import time
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.request import BeamParams, GenerationRequest
+from server.services.reading import encode_text, read_deadline, read_vectors, tokenizer_for
 from server.services.sources import read_source
-from statewise.errors import DeadlineExceededError, InvalidRequestError
+from statewise.errors import InvalidRequestError
 from statewise.sampling import GREEDY, MAX_LOGIT_BIAS_ENTRIES, SamplingParams
 from statewise.v1 import generation_pb2 as pb
 
@@ -26,18 +26,13 @@ if TYPE_CHECKING:
 
 MAX_STOP_STRING_CHARACTERS = 256
 
-_LONG_TEXT = 4096
-"""Characters beyond which text is tokenized off the event loop; below, the hop costs more than the work."""
-
 
 async def read_request(request: pb.GenerateRequest, engine: Engine, seconds_left: float | None) -> GenerationRequest:
     """Translate a request for the model that it names.
 
     Raises InvalidRequestError, naming the field as the wire spells it, or DeadlineExceededError.
     """
-    if seconds_left is not None and seconds_left <= 0:
-        raise DeadlineExceededError("the deadline had passed when the request came")
-    deadline = None if seconds_left is None else time.monotonic() + seconds_left
+    deadline = read_deadline(seconds_left)
     stop = request.stop
     # Source and prompt last: they are the costly part.
     sampling, stop_strings, num_top = (
@@ -134,7 +129,8 @@ async def _prompt(request: pb.GenerateRequest, engine: Engine) -> NDArray[np.int
     if reads.kind == "real":
         if kind != "vectors" and request.WhichOneof("prompt"):
             raise InvalidRequestError(f"model {engine.manifest.name!r} reads vectors", field=kind)
-        return read_vectors(request.vectors, reads.features, engine, "vectors")
+        check_length = partial(check_prompt_length, engine)
+        return read_vectors(request.vectors, reads.features, engine.manifest, "vectors", check_length)
     if kind == "vectors":
         raise InvalidRequestError(f"model {engine.manifest.name!r} reads tokens or text", field=kind)
     if kind == "tokens":
@@ -142,50 +138,19 @@ async def _prompt(request: pb.GenerateRequest, engine: Engine) -> NDArray[np.int
     return await _text(request.text, engine)
 
 
-def read_version(version: int) -> int:
-    """The version that a request names; 0 is the newest."""
-    if version < 0:
-        raise InvalidRequestError(f"must be 0 (newest) or more, got {version}", field="version")
-    return version
-
-
-def read_vectors(given: pb.VectorSequence, features: int, engine: Engine, name: str) -> NDArray[np.float32]:
-    """The vectors of the field of that name, float32 `[time, features]`, not too many for a prompt."""
-    if given.features != features:
-        raise InvalidRequestError(
-            f"model {engine.manifest.name!r} reads {features} features, got {given.features}",
-            field=f"{name}.features",
-        )
-    field = f"{name}.values"
-    if not given.values or len(given.values) % features:
-        raise InvalidRequestError(
-            f"must hold time x {features} numbers, time at least 1; got {len(given.values)}", field=field
-        )
-    _check_length(len(given.values) // features, engine, field)
-    return np.fromiter(given.values, np.float32, len(given.values)).reshape(-1, features)
-
-
 def _tokens(given: pb.TokenSequence, engine: Engine) -> NDArray[np.int64]:
     field = "tokens.ids"
     # The length first: a message can hold millions of ids.
-    _check_length(len(given.ids) + _num_start(engine), engine, field)
+    check_prompt_length(engine, len(given.ids) + _num_start(engine), field)
     return _with_start(np.fromiter(given.ids, np.int64, len(given.ids)), engine, field)
 
 
 async def _text(text: str, engine: Engine) -> NDArray[np.int64]:
     if not text:
         return _with_start(np.empty(0, np.int64), engine, "prompt")
-    if engine.tokenizer is None:
-        raise InvalidRequestError(
-            f"model {engine.manifest.name!r} has no tokenizer; send token ids in `tokens`", field="text"
-        )
-    encode = engine.tokenizer.encode_batch_fast
-    if len(text) > _LONG_TEXT:
-        (encoding,) = await asyncio.to_thread(encode, [text], add_special_tokens=False)
-    else:
-        (encoding,) = encode([text], add_special_tokens=False)
-    ids = np.asarray(encoding.ids, np.int64)
-    _check_length(len(ids) + _num_start(engine), engine, "text")
+    tokenizer = tokenizer_for(engine.tokenizer, engine.manifest, "text")
+    ids = np.array(await encode_text(text, tokenizer), np.int64)
+    check_prompt_length(engine, len(ids) + _num_start(engine), "text")
     return _with_start(ids, engine, "text")
 
 
@@ -204,7 +169,8 @@ def _with_start(ids: NDArray[np.int64], engine: Engine, field: str) -> NDArray[n
     return ids
 
 
-def _check_length(length: int, engine: Engine, field: str) -> None:
+def check_prompt_length(engine: Engine, length: int, field: str) -> None:
+    """Raise InvalidRequestError for a prompt of too many items, before it is copied."""
     limit = engine.limits.max_prompt_tokens
     if length > limit:
         raise InvalidRequestError(

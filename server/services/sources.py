@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.services.reading import encode_text, read_vectors, tokenizer_for
 from statewise.errors import InvalidRequestError
 from statewise.model_spec import RealInput
 from statewise.v1 import generation_pb2 as pb
 
 if TYPE_CHECKING:
     from server.engine.engine import Engine
-
-_LONG_TEXT = 4096
-"""Characters beyond which text is tokenized off the event loop; below, the hop costs more than the work."""
 
 
 async def read_source(request: pb.GenerateRequest, engine: Engine) -> NDArray[Any] | None:
@@ -35,53 +33,34 @@ async def read_source(request: pb.GenerateRequest, engine: Engine) -> NDArray[An
     if (kind == "vectors") != isinstance(reads, RealInput):
         raise InvalidRequestError(f"model {name!r} reads sources of {wanted}", field=f"source.{kind}")
     if isinstance(reads, RealInput):
-        return _vectors(request.source.vectors, reads.features, engine)
+        check_length = partial(_check_length, engine)
+        return read_vectors(
+            request.source.vectors, reads.features, engine.manifest, "source.vectors", check_length, of="sources of "
+        )
     ids = await _text(request.source.text, engine) if kind == "text" else _tokens(request.source.tokens, engine)
     if not len(ids):
         raise InvalidRequestError("is empty; give at least one item", field=f"source.{kind}")
     return ids
 
 
-def _vectors(given: pb.VectorSequence, features: int, engine: Engine) -> NDArray[np.float32]:
-    if given.features != features:
-        raise InvalidRequestError(
-            f"model {engine.manifest.name!r} reads sources of {features} features, got {given.features}",
-            field="source.vectors.features",
-        )
-    count = len(given.values)
-    if not count or count % features:
-        raise InvalidRequestError(
-            f"must hold time x {features} numbers, time at least 1; got {count}", field="source.vectors.values"
-        )
-    _check_length(count // features, engine, "source.vectors.values")
-    return np.fromiter(given.values, np.float32, count).reshape(-1, features)
-
-
 def _tokens(given: pb.TokenSequence, engine: Engine) -> NDArray[np.int64]:
     # The length first: a message can hold millions of ids.
-    _check_length(len(given.ids), engine, "source.tokens.ids")
+    _check_length(engine, len(given.ids), "source.tokens.ids")
     return np.fromiter(given.ids, np.int64, len(given.ids))
 
 
 async def _text(text: str, engine: Engine) -> NDArray[np.int64]:
     """The ids of a text between the tokens that stand around sources; none for an empty text."""
-    if engine.tokenizer is None:
-        raise InvalidRequestError(
-            f"model {engine.manifest.name!r} has no tokenizer; send token ids in `tokens`", field="source.text"
-        )
-    encode, special = engine.tokenizer.encode_batch_fast, engine.manifest.special_tokens
-    if len(text) > _LONG_TEXT:
-        (encoding,) = await asyncio.to_thread(encode, [text], add_special_tokens=False)
-    else:
-        (encoding,) = encode([text], add_special_tokens=False)
+    tokenizer, special = tokenizer_for(engine.tokenizer, engine.manifest, "source.text"), engine.manifest.special_tokens
+    encoded = await encode_text(text, tokenizer)
     ends = ([] if token is None else [token] for token in (special.source_start, special.source_end))
-    before, behind = ends if encoding.ids else ((), ())
-    ids = np.array([*before, *encoding.ids, *behind], np.int64)
-    _check_length(len(ids), engine, "source.text")
+    before, behind = ends if encoded else ((), ())
+    ids = np.array([*before, *encoded, *behind], np.int64)
+    _check_length(engine, len(ids), "source.text")
     return ids
 
 
-def _check_length(length: int, engine: Engine, field: str) -> None:
+def _check_length(engine: Engine, length: int, field: str) -> None:
     limit = engine.manifest.model.max_source_positions
     if limit is not None and length > limit:
         raise InvalidRequestError(
