@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from tests.models import MODELS, make_repository
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _leave_nothing_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What this process and its children make in the temporary folder goes with them; tests' own folders stay."""
+    tmp_path_factory.getbasetemp()
+    with tempfile.TemporaryDirectory(prefix="statewise-test-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
+        yield
 
 
 @pytest.fixture(scope="session")

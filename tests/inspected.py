@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -40,8 +38,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 @cache
 def checkpoint_of(name: str) -> Checkpoint:
     """A checkpoint with weights large enough that attention is sharp and gates move."""
-    folder = Path(tempfile.mkdtemp(prefix="statewise-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp())
     plugin_name, options = MODELS[name]
     plugin = load_plugin(plugin_name)
     config = plugin.config_class.model_validate(options)
@@ -66,8 +63,7 @@ def checkpoint_of(name: str) -> Checkpoint:
 @cache
 def repository() -> Path:
     """Both models, exported with `inspect`, and `sum`, which shows nothing."""
-    folder = Path(tempfile.mkdtemp(prefix="statewise-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp())
     for name in MODELS:
         exported = export_checkpoint(checkpoint_of(name), folder, inspect=True)
         assert exported.folder is not None, exported.certificates

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -35,8 +33,7 @@ def model_repository() -> Path:
     Its models: `text` (bytes, start and end token), `plain` (ids only), `sum` (two real numbers), `sums` (ids to a
     label, not a generating model), and `broken`, which has a file of the wrong content.
     """
-    folder = Path(tempfile.mkdtemp(prefix="statewise-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp())
     repository = folder / "models"
     repository.mkdir()
     tokenizer_file = folder / "tokenizer.json"
