@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from server.runtime.cuda_session import CudaSession
 from server.runtime.onnx import onnxruntime
 from server.runtime.providers import why_not
 from statewise.errors import BundleError
@@ -26,11 +27,12 @@ differently, and these must not."""
 
 
 def create_session(
-    model: Path | bytes, *, device: str = "cpu", intra_op_threads: int = 0
+    model: Path | bytes, *, device: str = "cpu", intra_op_threads: int = 0, captures: bool = False
 ) -> onnxruntime.InferenceSession:
     """Load a graph, from a file or from its bytes, for a device.
 
     `intra_op_threads`: threads of one run on the CPU; 0 means every core that this process may use.
+    `captures`: whether runs on CUDA may be captured; all whose `gpu_graph_id` is not -1 are then.
     Raises BundleError where the device is not available here, or ONNX Runtime refuses the graph.
     """
     name = model.name if isinstance(model, Path) else "a graph of the server's own"
@@ -39,10 +41,11 @@ def create_session(
         raise BundleError(f"{name}: cannot run on {device}: {reason}")
     options = _options(intra_op_threads)
     try:
-        session = onnxruntime.InferenceSession(
+        session_class = CudaSession if device == "cuda" else onnxruntime.InferenceSession
+        session = session_class(
             str(model) if isinstance(model, Path) else model,
             options,
-            providers=_providers(device),
+            providers=_providers(device, captures=captures),
             enable_fallback=0,
             disabled_optimizers=_DISABLED_OPTIMIZERS,
         )
@@ -68,9 +71,10 @@ def _options(intra_op_threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _providers(device: str) -> list[Any]:
+def _providers(device: str, *, captures: bool) -> list[Any]:
     # Beside CUDA the CPU stays: ONNX Runtime computes shapes there, and control flow.
-    return [("CUDAExecutionProvider", _CUDA_OPTIONS), "CPUExecutionProvider"][0 if device == "cuda" else 1 :]
+    cuda = _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if captures else {})
+    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"][0 if device == "cuda" else 1 :]
 
 
 def _num_cores() -> int:
