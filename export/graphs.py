@@ -48,7 +48,7 @@ def model_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
 
 
 def choose_graph(spec: ModelSpec) -> onnx.GraphProto:
-    """The choice alone: inputs `step.output` `[row, size]` and the sampler's; outputs as a step's, without the state."""
+    """The choice alone: inputs `step.output` `[row, size]` and the sampler's; outputs as of a step without state."""
     op, choice = GraphBuilder(), choice_of(spec)
     results = _add_choice(op, choice, "step.output")
     output = op.Identity("step.output")
