@@ -1,0 +1,263 @@
+"""Steps in two graphs, and which runs are captured: all on the CPU, which runs the graphs but captures none of them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.runtime import captured
+from server.runtime.captured import NOT_CAPTURED, RUNS_BEFORE_CAPTURE, GraphIds, load_step
+from server.runtime.cuda_session import CUDA_CALLS, CudaSession
+from server.runtime.device_memory import DeviceMemory
+from server.runtime.memory import HOST, Memory
+from server.runtime.onnx import onnxruntime
+from server.runtime.runner import Runner, StepResult
+from server.runtime.sessions import create_session
+from statewise.errors import BundleError
+from statewise.sampling import SamplingParams
+from tests.models import draft_bundle
+
+VARIANT = "cuda-float32"
+
+
+@dataclass
+class Recorder:
+    """What the sessions of a runner were asked for: the graph of each run, and whether it was to be captured."""
+
+    runs: list[tuple[int, bool]] = field(default_factory=list)
+    failure: Exception | None = None
+    """What captures raise."""
+
+    @property
+    def graphs(self) -> list[int]:
+        return [graph for graph, _ in self.runs]
+
+    @property
+    def captures(self) -> list[int]:
+        return [graph for graph, captures in self.runs if captures]
+
+
+def recording(recorder: Recorder) -> type[CudaSession]:
+    """A session that records its runs, and does with graphs what CUDA does.
+
+    To capture one it computes the step three times; a run with the same graph is that run again, whatever is bound now.
+    """
+
+    class Recording(CudaSession):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self._graphs: dict[int, Any] = {}
+
+        def run_with_iobinding(self, binding: Any, options: Any = None) -> None:
+            graph = graph_of(options)
+            recorder.runs.append((graph, False))
+            super().run_with_iobinding(binding if graph == NOT_CAPTURED else self._graphs[graph], options)
+
+        def capture(self, binding: Any, options: Any) -> bool:
+            if recorder.failure is not None:
+                raise recorder.failure
+            if not super().capture(binding, options):
+                return False
+            graph = graph_of(options)
+            assert graph not in self._graphs
+            self._graphs[graph] = binding
+            recorder.runs.append((graph, True))
+            for _ in range(2):
+                super().run_with_iobinding(binding, options)
+            return True
+
+    return Recording
+
+
+def graph_of(options: Any) -> int:
+    return int(options.get_run_config_entry("gpu_graph_id"))
+
+
+def runner_of(recorder: Recorder | None = None, memory: Memory = HOST, max_rows: int = 4) -> Runner:
+    """A Transformer's variant for CUDA on the CPU, captured as on CUDA where there is a recorder."""
+    bundle = draft_bundle("transformer", VARIANT)
+    files = bundle.variant(VARIANT)
+    assert files.step is not None
+    assert files.choose is not None
+    step, choose = bundle.path(files.step), bundle.path(files.choose)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session_class = recording(recorder) if recorder is not None else onnxruntime.InferenceSession
+    return Runner(
+        bundle.spec(VARIANT),
+        session_class(str(step), options, providers=["CPUExecutionProvider"]),
+        None,
+        max_rows,
+        choose=create_session(choose, intra_op_threads=1),
+        captures=recorder is not None,
+        capacity=64,
+        memory=memory,
+    )
+
+
+def start(runner: Runner, num_rows: int) -> None:
+    """Give each row a prompt and sampling parameters of its own, all prompts in one ragged run."""
+    rng = np.random.default_rng(0)
+    for row in range(num_rows):
+        runner.pool.clear_row(row)
+        runner.sampler.set(row, SamplingParams(seed=row, temperature=0.7 * row, top_k=3 * row), num_top=1)
+    items, lengths = rng.integers(2, 300, (num_rows, 9)), np.arange(num_rows) + 4
+    runner.step(slice(0, num_rows), items, lengths, runner.sampler.no_noise(num_rows, 1), num_rows=num_rows)
+
+
+def decode(runner: Runner, num_rows: int, num_steps: int, *, num_in_use: int | None = None) -> list[StepResult]:
+    """Feed made-up items to the first rows, one to each in every step."""
+    rng = np.random.default_rng(num_rows)
+    noise = rng.random((num_steps, num_rows, 1), np.float32)
+    items = rng.integers(2, 300, (num_steps, num_rows, 1))
+    return [runner.decode(num_rows, items[i], noise[i], num_rows=num_in_use or num_rows) for i in range(num_steps)]
+
+
+def assert_same(results: list[StepResult], expected: list[StepResult]) -> None:
+    for result, other in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result.items, other.items)
+        np.testing.assert_array_equal(result.log_probabilities, other.log_probabilities)
+        np.testing.assert_array_equal(result.top_tokens, other.top_tokens)
+
+
+def test_fixed_places_change_no_bit() -> None:
+    """Prompts and items through buffers in a device's memory give what they give through arrays; so do captured runs.
+
+    Rows come and go, and the pool is resized in between.
+    """
+    recorder = Recorder()
+    runners = [runner_of(), runner_of(recorder, DeviceMemory("cpu"))]
+
+    made = []
+    for runner in runners:
+        results = []
+        start(runner, 3)
+        for num_rows in (3, 2, 3):
+            results += decode(runner, num_rows, 2 * RUNS_BEFORE_CAPTURE + 3, num_in_use=3)
+        runner.pool.resize(6, 128, 3)
+        results += decode(runner, 3, 2 * RUNS_BEFORE_CAPTURE + 3)
+        made.append(results)
+
+    assert len(recorder.captures) > 3
+    assert_same(made[1], made[0])
+
+
+def test_each_number_of_rows_and_each_buffer_has_a_graph_of_its_own() -> None:
+    """Prompts are never captured; the same rows over the same buffer are captured once, and then launched."""
+    recorder = Recorder()
+    runner = runner_of(recorder)
+    start(runner, 3)
+    after_prompts = list(recorder.runs)
+
+    decode(runner, 3, 2 * RUNS_BEFORE_CAPTURE + 6)
+    of_three = recorder.runs[1:]
+    decode(runner, 2, 2 * RUNS_BEFORE_CAPTURE + 2)
+
+    assert after_prompts == [(-1, False)]
+    assert of_three[: 2 * RUNS_BEFORE_CAPTURE] == [(-1, False)] * 2 * RUNS_BEFORE_CAPTURE
+    assert of_three[2 * RUNS_BEFORE_CAPTURE :] == [(1, True), (2, True), (1, False), (2, False), (1, False), (2, False)]
+    assert recorder.captures == [1, 2, 3, 4]
+
+
+def test_ids_are_not_used_again_after_a_resize() -> None:
+    """The pool's addresses are others after a resize: what was captured before is never launched again."""
+    recorder = Recorder()
+    runner = runner_of(recorder)
+    start(runner, 2)
+    decode(runner, 2, 2 * RUNS_BEFORE_CAPTURE + 4)
+    before = set(recorder.graphs)
+    recorder.runs.clear()
+
+    runner.pool.resize(4, 128, 2)
+    decode(runner, 2, 2 * RUNS_BEFORE_CAPTURE + 4)
+
+    assert before & set(recorder.graphs) == {-1}
+    assert recorder.captures == [3, 4]
+
+
+def test_a_capture_that_fails_costs_nothing_but_speed(caplog: pytest.LogCaptureFixture) -> None:
+    """The run is made without; nothing is captured any more, and the log says once why."""
+    recorder = Recorder(failure=RuntimeError("CUDA failure 900: operation not permitted when stream is capturing"))
+    runner, plain = runner_of(recorder), runner_of()
+    for one in (runner, plain):
+        start(one, 2)
+
+    with caplog.at_level(logging.WARNING):
+        results = decode(runner, 2, 2 * RUNS_BEFORE_CAPTURE + 4)
+
+    assert_same(results, decode(plain, 2, 2 * RUNS_BEFORE_CAPTURE + 4))
+    assert set(recorder.graphs) == {-1}
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "no more CUDA graphs, as one could not be captured"
+    ]
+
+
+def test_a_capture_does_not_wait_for_others() -> None:
+    """While another thread calls CUDA runs are made without; the next one that may be captured is."""
+    recorder = Recorder()
+    runner = runner_of(recorder)
+    start(runner, 1)
+
+    with CUDA_CALLS.shared():
+        decode(runner, 1, 2 * RUNS_BEFORE_CAPTURE + 4)
+        while_busy = list(recorder.captures)
+    decode(runner, 1, 2)
+
+    assert (while_busy, recorder.captures) == ([], [1, 2])
+
+
+def test_a_step_may_be_repeated() -> None:
+    """Capturing computes the step several times: what it reads must not be what it has written."""
+    once, thrice = runner_of(), runner_of()
+    commit = thrice.pool.commit
+    for runner in (once, thrice):
+        start(runner, 3)
+    thrice.pool.commit = lambda *_: None  # type: ignore[method-assign]
+    for _ in range(2):
+        decode(thrice, 3, 1)
+    thrice.pool.commit = commit  # type: ignore[method-assign]
+
+    assert_same(decode(thrice, 3, 1), decode(once, 3, 1))
+    for row in range(3):
+        saved, expected = thrice.pool.save_row(row), once.pool.save_row(row)
+        assert all(saved.tensors[name].tobytes() == part.tobytes() for name, part in expected.tensors.items())
+
+
+def test_no_more_than_so_many_graphs_are_captured() -> None:
+    """Behind the limit runs are not captured; what has been captured is used on."""
+    ids = GraphIds(2)
+    captured_ids = []
+    for key in ("a", "b", "c"):
+        for _ in range(RUNS_BEFORE_CAPTURE + 1):
+            candidate = ids.candidate(key)
+        captured_ids.append(candidate)
+        if candidate is not None:
+            ids.add(key)
+
+    assert captured_ids == [1, 2, None]
+    assert [ids.captured(key) for key in ("a", "b", "c")] == [1, 2, -1]
+
+
+def test_what_cannot_be_captured_is_loaded_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where ONNX Runtime refuses a graph for capture, the graph is loaded as any other, and the log says why."""
+    asked = []
+
+    def create(path: Path, *, device: str, intra_op_threads: int, captures: bool = False) -> str:
+        asked.append(captures)
+        if captures:
+            raise BundleError("step.onnx: ONNX Runtime cannot load it: all nodes have not been partitioned")
+        return "session"
+
+    monkeypatch.setattr(captured, "create_session", create)
+    with caplog.at_level(logging.WARNING):
+        loaded = load_step(Path("step.onnx"), device="cuda", intra_op_threads=1, captures=True)
+
+    assert (loaded, asked) == (("session", False), [True, False])
+    assert "have not been partitioned" in caplog.text
