@@ -31,7 +31,7 @@ from server.runtime.state_runs import StateRuns, bound_to
 from statewise.errors import BundleError
 from statewise.model_spec import ModelSpec, TokenInput
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
@@ -57,7 +57,7 @@ def load_step(
             return create_session(path, device=device, intra_op_threads=intra_op_threads, captures=True), True
         except BundleError as error:
             # As where an operator of a plugin's has no CUDA kernel: a model that is slower is still served.
-            log.warning("not captured as CUDA graphs: %s", error)
+            logger.warning("not captured as CUDA graphs: %s", error)
     return create_session(path, device=device, intra_op_threads=intra_op_threads), False
 
 
@@ -86,7 +86,7 @@ class GraphIds:
         self._num_graphs += 1
         self._ids[key] = self._num_graphs
         if self._num_graphs == self._max_graphs:
-            log.warning("%d CUDA graphs captured: no more are, so that they take no more memory", self._num_graphs)
+            logger.warning("%d CUDA graphs captured: no more are, so that they take no more memory", self._num_graphs)
 
     def forget(self) -> None:
         """What has been captured is of no more use: its addresses are others' now."""
@@ -163,7 +163,7 @@ class SplitStep:
             if not bound.capture(_options(graph)):
                 return False
         except Exception as error:  # ONNX Runtime's exception types have no common base of their own
-            log.warning("no more CUDA graphs, as one could not be captured: %s", first_line(error))
+            logger.warning("no more CUDA graphs, as one could not be captured: %s", first_line(error))
             self._ids.give_up()
             return False
         self._ids.add(key)
