@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
 MAX_GRAPHS = 256
-"""Graphs of one session: each holds some memory of the device, about a kilobyte for each operator, until the session
-ends; these are as many as 128 numbers of rows have, for each of which there are two, one for each buffer of state."""
+"""Graphs of one session: each holds memory of the device until the session ends. There are two for each number of rows,
+one for each buffer of recurrent state, and other ones after the pool has been resized."""
 
 RUNS_BEFORE_CAPTURE = 8
 """Capturing costs the time of about four steps: numbers of rows that come by in passing are not worth it."""
@@ -66,7 +66,8 @@ class GraphIds:
 
     def __init__(self, max_graphs: int = MAX_GRAPHS) -> None:
         self._max_graphs = max_graphs
-        self._num_graphs = 0
+        self.num_graphs = 0
+        """Captured so far."""
         self._ids: dict[Hashable, int] = {}
         self._num_runs: Counter[Hashable] = Counter()
 
@@ -77,16 +78,19 @@ class GraphIds:
     def candidate(self, key: Hashable) -> int | None:
         """The id under which to capture the next run of this key, None where it is not to be captured."""
         self._num_runs[key] += 1
-        if key in self._ids or self._num_runs[key] <= RUNS_BEFORE_CAPTURE or self._num_graphs >= self._max_graphs:
+        if key in self._ids or self._num_runs[key] <= RUNS_BEFORE_CAPTURE or self.num_graphs >= self._max_graphs:
             return None
-        return self._num_graphs + 1
+        return self.num_graphs + 1
 
     def add(self, key: Hashable) -> None:
         """The run of this key has been captured, under the id that was to be."""
-        self._num_graphs += 1
-        self._ids[key] = self._num_graphs
-        if self._num_graphs == self._max_graphs:
-            logger.warning("%d CUDA graphs captured: no more are, so that they take no more memory", self._num_graphs)
+        self.num_graphs += 1
+        self._ids[key] = self.num_graphs
+        if self.num_graphs == self._max_graphs:
+            logger.warning(
+                "%d CUDA graphs captured, no more are: they keep their memory until the model is loaded again",
+                self.num_graphs,
+            )
 
     def forget(self) -> None:
         """What has been captured is of no more use: its addresses are others' now."""
@@ -132,6 +136,11 @@ class SplitStep:
         self._ids = GraphIds() if captures else GraphIds(0)
         self._places: _Places | None = None
 
+    @property
+    def num_graphs(self) -> int:
+        """CUDA graphs that have been captured."""
+        return self._ids.num_graphs
+
     def run(self, pool: StatePool, rows: slice, inputs: dict[str, Array], wanted: list[str]) -> list[Array]:
         """Run both graphs over some rows; `inputs` are those of both."""
         places = self._places_for(pool)
@@ -142,6 +151,13 @@ class SplitStep:
         else:
             self._bound(places, rows).run({"items": items, "lengths": lengths}, (), _options(NOT_CAPTURED))
         return self._chosen(places, slice(0, len(items)), sampling, wanted)
+
+    def warm_up(self, pool: StatePool) -> None:
+        """Have a graph captured and launched, so that what fails in it is seen now; nothing is committed."""
+        places = self._places_for(pool)
+        items = np.zeros((1, *places.items.shape[1:]), places.items.dtype)
+        for _ in range(RUNS_BEFORE_CAPTURE + 2):
+            self._decode(places, items)
 
     def _decode(self, places: _Places, items: Array) -> None:
         """One item of each of the first rows, from the one place where a captured graph looks for them."""

@@ -86,12 +86,13 @@ class Runner:
         capacity: int | None = None,
         intra_op_threads: int = 0,
         with_mixed: bool = True,
+        captures: bool = True,
         device: str | None = None,
     ) -> Runner:
         """Load the graphs of one variant, for its own device unless another one is named.
 
         `capacity`: positions for which the pool has room at first; the model's own number where absent.
-        `with_mixed`: False leaves out the graph that prefills beside decoding.
+        `with_mixed`: False leaves out the graph that prefills beside decoding. `captures`: False makes no CUDA graphs.
         Raises BundleError where the device is not available, or ONNX Runtime refuses a graph.
         """
         variant = bundle.variant(variant_name)
@@ -102,8 +103,9 @@ class Runner:
             for name in names
         )
         assert variant.step is not None
+        captures = captures and choose is not None
         step, captures = load_step(
-            bundle.path(variant.step), device=device, intra_op_threads=intra_op_threads, captures=choose is not None
+            bundle.path(variant.step), device=device, intra_op_threads=intra_op_threads, captures=captures
         )
         return cls(
             bundle.spec(variant_name),
@@ -135,6 +137,8 @@ class Runner:
         if self.spec.source is not None:
             self.encode(slice(0, 1), [_zeros(self.spec.source)[0]])
         self.step(slice(0, 1), items, np.ones(1, np.int64), self.sampler.no_noise(1, 1), num_rows=1)
+        if self._split is not None:
+            self._split.warm_up(self.pool)
         if self._decode is not None:
             self.decode(1, items, self.sampler.no_noise(1, 2), num_rows=1)
         if self._mixed is not None and self.pool.num_rows > 1:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from server.runtime.captured import NOT_CAPTURED
 from server.runtime.cuda_session import CudaSession
 from server.runtime.memory import HOST, Memory
 from server.runtime.onnx import onnxruntime
-from server.runtime.runner import Runner
+from server.runtime.runner import Runner, StepResult
 from server.runtime.sessions import create_session
+from statewise.sampling import SamplingParams
 from tests.models import draft_bundle
 
 VARIANT = "cuda-float32"
@@ -69,7 +72,7 @@ def graph_of(options: Any) -> int:
     return int(options.get_run_config_entry("gpu_graph_id"))
 
 
-def runner_of(recorder: Recorder | None = None, memory: Memory = HOST, max_rows: int = 4) -> Runner:
+def runner_of(recorder: Recorder | None = None, memory: Memory = HOST, capacity: int = 64) -> Runner:
     """A Transformer's variant for CUDA on the CPU, captured as on CUDA where there is a recorder."""
     bundle = draft_bundle("transformer", VARIANT)
     files = bundle.variant(VARIANT)
@@ -83,9 +86,35 @@ def runner_of(recorder: Recorder | None = None, memory: Memory = HOST, max_rows:
         bundle.spec(VARIANT),
         session_class(str(step), options, providers=["CPUExecutionProvider"]),
         None,
-        max_rows,
+        4,
         choose=create_session(choose, intra_op_threads=1),
         captures=recorder is not None,
-        capacity=64,
+        capacity=capacity,
         memory=memory,
     )
+
+
+def start(runner: Runner, num_rows: int) -> None:
+    """Give each row a prompt and sampling parameters of its own, all prompts in one ragged run."""
+    rng = np.random.default_rng(0)
+    for row in range(num_rows):
+        runner.pool.clear_row(row)
+        runner.sampler.set(row, SamplingParams(seed=row, temperature=0.7 * row, top_k=3 * row), num_top=1)
+    items, lengths = rng.integers(2, 300, (num_rows, 9)), np.arange(num_rows) + 4
+    runner.step(slice(0, num_rows), items, lengths, runner.sampler.no_noise(num_rows, 1), num_rows=num_rows)
+
+
+def decode(runner: Runner, num_rows: int, num_steps: int, *, num_in_use: int | None = None) -> list[StepResult]:
+    """Feed made-up items to the first rows, one to each in every step."""
+    rng = np.random.default_rng(num_rows)
+    noise = rng.random((num_steps, num_rows, 1), np.float32)
+    items = rng.integers(2, 300, (num_steps, num_rows, 1))
+    return [runner.decode(num_rows, items[i], noise[i], num_rows=num_in_use or num_rows) for i in range(num_steps)]
+
+
+def assert_same(results: list[StepResult], expected: list[StepResult]) -> None:
+    """That two runners have made the same, to the bit."""
+    for result, other in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result.items, other.items)
+        np.testing.assert_array_equal(result.log_probabilities, other.log_probabilities)
+        np.testing.assert_array_equal(result.top_tokens, other.top_tokens)

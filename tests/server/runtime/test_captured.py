@@ -5,42 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from server.runtime import captured
 from server.runtime.captured import RUNS_BEFORE_CAPTURE, GraphIds, load_step
 from server.runtime.cuda_session import CUDA_CALLS
 from server.runtime.device_memory import DeviceMemory
-from server.runtime.runner import Runner, StepResult
 from statewise.errors import BundleError
-from statewise.sampling import SamplingParams
-from tests.server.captures import Recorder, runner_of
-
-
-def start(runner: Runner, num_rows: int) -> None:
-    """Give each row a prompt and sampling parameters of its own, all prompts in one ragged run."""
-    rng = np.random.default_rng(0)
-    for row in range(num_rows):
-        runner.pool.clear_row(row)
-        runner.sampler.set(row, SamplingParams(seed=row, temperature=0.7 * row, top_k=3 * row), num_top=1)
-    items, lengths = rng.integers(2, 300, (num_rows, 9)), np.arange(num_rows) + 4
-    runner.step(slice(0, num_rows), items, lengths, runner.sampler.no_noise(num_rows, 1), num_rows=num_rows)
-
-
-def decode(runner: Runner, num_rows: int, num_steps: int, *, num_in_use: int | None = None) -> list[StepResult]:
-    """Feed made-up items to the first rows, one to each in every step."""
-    rng = np.random.default_rng(num_rows)
-    noise = rng.random((num_steps, num_rows, 1), np.float32)
-    items = rng.integers(2, 300, (num_steps, num_rows, 1))
-    return [runner.decode(num_rows, items[i], noise[i], num_rows=num_in_use or num_rows) for i in range(num_steps)]
-
-
-def assert_same(results: list[StepResult], expected: list[StepResult]) -> None:
-    for result, other in zip(results, expected, strict=True):
-        np.testing.assert_array_equal(result.items, other.items)
-        np.testing.assert_array_equal(result.log_probabilities, other.log_probabilities)
-        np.testing.assert_array_equal(result.top_tokens, other.top_tokens)
+from tests.server.captures import Recorder, assert_same, decode, runner_of, start
 
 
 def test_fixed_places_change_no_bit() -> None:
@@ -127,6 +99,20 @@ def test_a_capture_does_not_wait_for_others() -> None:
     decode(runner, 1, 2)
 
     assert (while_busy, recorder.captures) == ([], [1, 2])
+
+
+def test_warming_up_captures_a_graph() -> None:
+    """One is captured and launched while the model is loaded, which leaves no trace in its rows."""
+    recorder = Recorder()
+    runner, plain = runner_of(recorder), runner_of()
+
+    runner.warm_up()
+    warm_up_runs = recorder.runs[-2:]
+    start(runner, 2)
+    start(plain, 2)
+
+    assert warm_up_runs == [(1, True), (1, False)]
+    assert_same(decode(runner, 2, 3), decode(plain, 2, 3))
 
 
 def test_a_step_may_be_repeated() -> None:
