@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from server.runtime.cores import num_cores
 from server.runtime.onnx import onnxruntime
 from server.runtime.providers import why_not
 from statewise.errors import BundleError
@@ -56,7 +56,7 @@ def create_session(
 
 def _options(intra_op_threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads or _num_cores()
+    options.intra_op_num_threads = intra_op_threads or num_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = ERROR_SEVERITY
     # The first run's shapes say nothing of the next one's: rows come and go.
@@ -71,11 +71,6 @@ def _options(intra_op_threads: int) -> onnxruntime.SessionOptions:
 def _providers(device: str) -> list[Any]:
     # Beside CUDA the CPU stays: ONNX Runtime computes shapes there, and control flow.
     return [("CUDAExecutionProvider", _CUDA_OPTIONS), "CPUExecutionProvider"][0 if device == "cuda" else 1 :]
-
-
-def _num_cores() -> int:
-    # Where the operating system can say it, the cores of this process rather than of the machine.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def first_line(error: Exception) -> str:
