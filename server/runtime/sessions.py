@@ -26,11 +26,12 @@ differently, and these must not."""
 
 
 def create_session(
-    model: Path | bytes, *, device: str = "cpu", intra_op_threads: int = 0
+    model: Path | bytes, *, device: str = "cpu", intra_op_threads: int = 0, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
     """Load a graph, from a file or from its bytes, for a device.
 
     `intra_op_threads`: threads of one run on the CPU; 0 means every core that this process may use.
+    `profile`: with what the name of a file begins that tells what each operator took, once the session is told to.
     Raises BundleError where the device is not available here, or ONNX Runtime refuses the graph.
     """
     name = model.name if isinstance(model, Path) else "a graph of the server's own"
@@ -38,6 +39,8 @@ def create_session(
     if reason:
         raise BundleError(f"{name}: cannot run on {device}: {reason}")
     options = _options(intra_op_threads)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         session = onnxruntime.InferenceSession(
             str(model) if isinstance(model, Path) else model,
