@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from server.runtime.cores import num_cores
 from server.runtime.cuda_session import CudaSession
 from server.runtime.onnx import onnxruntime
 from server.runtime.providers import why_not
@@ -27,12 +27,18 @@ differently, and these must not."""
 
 
 def create_session(
-    model: Path | bytes, *, device: str = "cpu", intra_op_threads: int = 0, captures: bool = False
+    model: Path | bytes,
+    *,
+    device: str = "cpu",
+    intra_op_threads: int = 0,
+    captures: bool = False,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a graph, from a file or from its bytes, for a device.
 
     `intra_op_threads`: threads of one run on the CPU; 0 means every core that this process may use.
     `captures`: whether runs on CUDA may be captured; all whose `gpu_graph_id` is not -1 are then.
+    `profile`: with what the name of a file begins that tells what each operator took, once the session is told to.
     Raises BundleError where the device is not available here, or ONNX Runtime refuses the graph.
     """
     name = model.name if isinstance(model, Path) else "a graph of the server's own"
@@ -40,6 +46,8 @@ def create_session(
     if reason:
         raise BundleError(f"{name}: cannot run on {device}: {reason}")
     options = _options(intra_op_threads)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         session_class = CudaSession if device == "cuda" else onnxruntime.InferenceSession
         session = session_class(
@@ -59,7 +67,7 @@ def create_session(
 
 def _options(intra_op_threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads or _num_cores()
+    options.intra_op_num_threads = intra_op_threads or num_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = ERROR_SEVERITY
     # The first run's shapes say nothing of the next one's: rows come and go.
@@ -75,11 +83,6 @@ def _providers(device: str, *, captures: bool) -> list[Any]:
     # Beside CUDA the CPU stays: ONNX Runtime computes shapes there, and control flow.
     cuda = _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if captures else {})
     return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"][0 if device == "cuda" else 1 :]
-
-
-def _num_cores() -> int:
-    # Where the operating system can say it, the cores of this process rather than of the machine.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def first_line(error: Exception) -> str:
