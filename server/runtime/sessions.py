@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from server.runtime.cores import num_cores
+from server.runtime.cuda_session import CudaSession
 from server.runtime.onnx import onnxruntime
 from server.runtime.providers import why_not
 from statewise.errors import BundleError
@@ -26,11 +27,17 @@ differently, and these must not."""
 
 
 def create_session(
-    model: Path | bytes, *, device: str = "cpu", intra_op_threads: int = 0, profile: Path | None = None
+    model: Path | bytes,
+    *,
+    device: str = "cpu",
+    intra_op_threads: int = 0,
+    captures: bool = False,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a graph, from a file or from its bytes, for a device.
 
     `intra_op_threads`: threads of one run on the CPU; 0 means every core that this process may use.
+    `captures`: whether runs on CUDA may be captured; all whose `gpu_graph_id` is not -1 are then.
     `profile`: with what the name of a file begins that tells what each operator took, once the session is told to.
     Raises BundleError where the device is not available here, or ONNX Runtime refuses the graph.
     """
@@ -42,10 +49,11 @@ def create_session(
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
-        session = onnxruntime.InferenceSession(
+        session_class = CudaSession if device == "cuda" else onnxruntime.InferenceSession
+        session = session_class(
             str(model) if isinstance(model, Path) else model,
             options,
-            providers=_providers(device),
+            providers=_providers(device, captures=captures),
             enable_fallback=0,
             disabled_optimizers=_DISABLED_OPTIMIZERS,
         )
@@ -71,9 +79,10 @@ def _options(intra_op_threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _providers(device: str) -> list[Any]:
+def _providers(device: str, *, captures: bool) -> list[Any]:
     # Beside CUDA the CPU stays: ONNX Runtime computes shapes there, and control flow.
-    return [("CUDAExecutionProvider", _CUDA_OPTIONS), "CPUExecutionProvider"][0 if device == "cuda" else 1 :]
+    cuda = _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if captures else {})
+    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"][0 if device == "cuda" else 1 :]
 
 
 def first_line(error: Exception) -> str:
