@@ -207,7 +207,7 @@ def restrict(scaled: NDArray[Any], weights: NDArray[Any], params: SamplingParams
     kept = weights.astype(np.float64)
     ends = np.cumsum(kept[:head])
     groups = _groups(scaled[head:], scaled[head - 1])
-    masses = np.bincount(groups, kept[head:], NUM_GROUPS)
+    masses = np.bincount(groups, kept[head:], NUM_GROUPS).astype(np.float64)
     # Top-p is a share of what top-k has left; a token is kept while the mass before it is below that.
     share = np.float64(np.float32(params.top_p)) * _mass_of_top_k(ends, groups, masses, params.top_k)
     likely = weights >= np.float32(params.min_p) * weights[0]
