@@ -158,7 +158,7 @@ class _Tail:
         behind = op.ScatterElements(rows.weights, rows.head, nothing, axis=1)
         self._weights = _by_block(op, behind, self._block)
         self._first = op.Mul(op.Cast(rows.total, to=TensorProto.INT64), op.constant(0))
-        self._everything = self._mass_above(op, self._scale(op, op.constant([[NUM_GROUPS]])))
+        self._everything = _block_sums(op, self._weights)
 
     def draw(self, op: GraphBuilder, top_k: str, top_p: str, share: str, least: str) -> str:
         """Draw a token `[row]`; share: the mass that top-p keeps, where top-k does not end behind the head."""
