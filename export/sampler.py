@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
+from export.blocks import add_argmax, any_of, squeeze
 from export.builder import GraphBuilder
-from export.draw import Rules, add_argmax, add_draw, any_of, squeeze
+from export.draw import Rules, add_draw
 
 
 class SamplerInputs(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from export.draw import BLOCK
+from export.blocks import BLOCK
 from statewise.sampling import GREEDY, SamplingParams, log_softmax
 from tests.export.sampler_rows import LARGEST, Row, run
 
@@ -26,6 +26,7 @@ def company(size: int = 1003) -> list[Row]:
         (2.0, SamplingParams(temperature=0.0, frequency_penalty=1.0)),
         (0.5, SamplingParams(min_p=0.02)),
         (0.5, SamplingParams(top_k=300)),
+        (3.0, SamplingParams(temperature=1.5, top_p=0.99999)),
         (0.5, SamplingParams(top_k=300, top_p=0.8, min_p=0.1)),
     ]
     return [
@@ -75,7 +76,7 @@ def border_of(row: Row) -> tuple[np.float32, np.float32]:
 @pytest.mark.parametrize("size", [1003, 2000])
 def test_a_draw_at_the_very_border_does_not_depend_on_its_company(size: int) -> None:
     """The last number that gives one token and the first that gives another do so in every batch: no bit differs."""
-    rows = [row for row in company(size)[:10] if not row.params.is_greedy]
+    rows = [row for row in company(size)[:11] if not row.params.is_greedy]
     at_borders = [
         [replace(row, uniform=number) for row, number in zip(rows, side, strict=True)]
         for side in zip(*map(border_of, rows), strict=True)
