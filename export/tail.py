@@ -139,7 +139,6 @@ class Tail:
 
     def _without_unlikely(self, op: GraphBuilder, least: str, cut: _Cut) -> _Cut:
         """The cut, its sums without the tokens that weigh less than `least`."""
-
         sums = (cut.above, cut.through)
         limits = op.Greater(least, op.constant(0, np.float32))
 
