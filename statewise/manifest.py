@@ -68,6 +68,8 @@ class Variant(Strict):
     """What the real-number state is held in, whatever the model's own description says."""
     ragged_prefill: bool = True
     """Whether one run takes several new items of several rows; else each such row has a run of its own."""
+    max_threads: int | None = Field(default=None, ge=1)
+    """Threads of one run beyond which a row's numbers would depend on the rows beside it; None for any number."""
     certificate: FileName
 
     @property

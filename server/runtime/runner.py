@@ -16,7 +16,7 @@ from server.runtime.memory import HOST, Memory, bind, host_view
 from server.runtime.one_shot import bucket_of, pad_rows
 from server.runtime.onnx import onnxruntime
 from server.runtime.sampler_table import SamplerTable
-from server.runtime.sessions import create_session
+from server.runtime.sessions import create_session, num_threads
 from server.runtime.state_pool import StatePool
 from statewise.bundle import Bundle
 from statewise.model_spec import InputSpec, ModelSpec, TokenInput
@@ -96,6 +96,7 @@ class Runner:
         """
         variant = bundle.variant(variant_name)
         device = device or variant.device
+        intra_op_threads = num_threads(intra_op_threads, variant.max_threads)
         names = (variant.step, variant.decode, variant.mixed if with_mixed else None, variant.encode)
         step, decode, mixed, encode = (
             create_session(bundle.path(name), device=device, intra_op_threads=intra_op_threads) if name else None

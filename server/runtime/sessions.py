@@ -54,9 +54,15 @@ def create_session(
     return session
 
 
+def num_threads(wanted: int, limit: int | None) -> int:
+    """Threads of one run on the CPU: as many as are wanted, every core for 0, up to a limit."""
+    chosen = wanted or _num_cores()
+    return chosen if limit is None else min(chosen, limit)
+
+
 def _options(intra_op_threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads or _num_cores()
+    options.intra_op_num_threads = num_threads(intra_op_threads, None)
     options.inter_op_num_threads = 1
     options.log_severity_level = ERROR_SEVERITY
     # The first run's shapes say nothing of the next one's: rows come and go.
