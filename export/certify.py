@@ -197,7 +197,7 @@ def _compare(
         )
     else:
         progress("values fed back")
-        _compare_fed_back(decoder, reference, prompts, found)
+        _compare_fed_back(decoder, reference, prompts, limit, found)
     return found
 
 
@@ -291,8 +291,10 @@ def _record(
     return passed
 
 
-def _compare_fed_back(decoder: RuntimeDecoder, reference: Reference, prompts: Prompts, found: _Findings) -> None:
-    params, count = [GREEDY] * len(prompts), NUM_REAL_GENERATED
+def _compare_fed_back(
+    decoder: RuntimeDecoder, reference: Reference, prompts: Prompts, limit: int, found: _Findings
+) -> None:
+    params, count = [GREEDY] * len(prompts), min(NUM_REAL_GENERATED, limit - max(map(len, prompts.items)))
     actual, _ = decoder.generate(prompts.items, params, count, prompts.sources, chunk=16, steps_per_run=STEPS_PER_RUN)
     expected, _ = reference.generate(prompts.items, params, count, prompts.sources)
     _record(found, list(zip(actual, expected, strict=True)), prompts, 16)

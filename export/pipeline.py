@@ -192,9 +192,20 @@ def write_variant(
         state_dtype=plan.state_dtype,
         # GroupQueryAttention takes several new items of one row only.
         ragged_prefill=not spec.has_caches or plan.attention == "standard",
+        max_threads=_most_threads(graphs.values()) if plan.device == "cpu" else None,
         certificate=f"certificate.{name}.json",
         **files,
     )
+
+
+def _most_threads(graphs: Iterable[onnx.GraphProto]) -> int | None:
+    """The fewest heads of any attention, if there is some.
+
+    ONNX Runtime's GroupQueryAttention cuts a long cache in parts where it has more threads than heads over all rows,
+    and adds the parts up: one row would be computed otherwise than several.
+    """
+    attentions = [node for graph in graphs for node in graph.node if node.op_type == "GroupQueryAttention"]
+    return min((a.i for node in attentions for a in node.attribute if a.name == "num_heads"), default=None)
 
 
 def _graphs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,18 @@ entered into knowingly; beyond these limits a smaller model in 8 bits would be t
 
 
 def limits(precision: str, max_kl: float | None = None) -> Limits | None:
-    """Limits on the divergence from float32; None for float32 and float16, whose outputs are compared."""
+    """Limits on the divergence from float32; None for float32 and float16, whose outputs are compared.
+
+    Who allows more nats in `max_kl` allows them in the perplexity's logarithm too: on what the float32 model itself
+    samples the two are one figure.
+    """
     if precision not in LIMITS:
         return None
     usual = LIMITS[precision]
-    return usual if max_kl is None else usual.model_copy(update={"kl_divergence": max_kl})
+    if max_kl is None:
+        return usual
+    ratio = max(usual.perplexity_ratio, math.exp(max_kl))
+    return usual.model_copy(update={"kl_divergence": max_kl, "perplexity_ratio": ratio})
 
 
 def against_pytorch(spec: ModelSpec, variant: Variant) -> Tolerances:

@@ -37,10 +37,17 @@ class SpecialTokens(Strict):
     """Put before every prompt, so that an empty prompt has something to start from."""
     end: int | None = Field(default=None, ge=0)
     """Ends a generation with finish reason STOP."""
+    other_ends: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """End it too, as the end of a turn does in models for chat."""
     source_start: int | None = Field(default=None, ge=0)
     """Put before a source that is given as text."""
     source_end: int | None = Field(default=None, ge=0)
     """Put behind a source that is given as text."""
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """All that end a generation."""
+        return frozenset(self.other_ends if self.end is None else (self.end, *self.other_ends))
 
 
 class Variant(Strict):
@@ -70,6 +77,8 @@ class Variant(Strict):
     """What the real-number state is held in, whatever the model's own description says."""
     ragged_prefill: bool = True
     """Whether one run takes several new items of several rows; else each such row has a run of its own."""
+    max_threads: int | None = Field(default=None, ge=1)
+    """Threads of one run beyond which a row's numbers would depend on the rows beside it; None for any number."""
     certificate: FileName
 
     @property

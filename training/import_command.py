@@ -50,12 +50,11 @@ def import_(
         folder, output, name=name, max_positions=max_positions, max_source_positions=max_source_positions
     )
     config, special = imported.config, imported.special_tokens
-    others = ", ".join(map(str, imported.other_end_tokens))
-    left_out = f" (not {others}: checkpoint.json holds one, special_tokens.end)" if others else ""
+    ends = ", ".join(map(str, (special.end, *special.other_ends)))
     size = f"{config.num_layers} layers, width {config.hidden_size}, vocabulary {config.vocabulary_size}"
     for line in (
         f"{imported.name}: {size}, {config.max_positions} positions",
-        f"start token: {special.start}, end token: {special.end}{left_out}",
+        f"start token: {special.start}, end token{'s' if special.other_ends else ''}: {ends}",
         f"checkpoint: {output}",
     ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,9 +1,9 @@
 """Beam search: which beginnings of an answer are followed, and which whole answers are the best so far.
 
 The rules are those of `transformers` 5 (`generate(num_beams=n, do_sample=False)`), without its logits processors.
-Of the 2n most probable continuations, those among the first n that end are whole answers, and the first n of those
-that do not are followed. An answer's score is its log-probability / length ^ length_penalty, its length being its own
-tokens, the end token included. At equal scores, what came first stays first.
+Of the 2n most probable continuations (with e > 1 end tokens (1 + e) n), those among the first n that end are whole
+answers, and the first n of those that do not are followed. An answer's score is its log-probability / length ^
+length_penalty, its length being its own tokens, the end token included. At equal scores, what came first stays first.
 """
 
 from __future__ import annotations
@@ -41,13 +41,18 @@ class Branch:
 class BeamSearch:
     """A search for the most probable answers to one prompt."""
 
-    def __init__(self, params: BeamParams, max_tokens: int, end_token: int | None) -> None:
+    def __init__(self, params: BeamParams, max_tokens: int, end_tokens: frozenset[int]) -> None:
         self.branches: list[Branch] = [Branch()]
         """Those that are followed, the most probable first; none when the search is over."""
         self._found: list[Hypothesis] = []
         self._params = params
         self._max_tokens = max_tokens
-        self._end_token = end_token
+        self._end_tokens = end_tokens
+
+    @property
+    def num_candidates(self) -> int:
+        """Continuations that are looked through: each beam may end in every way, and n are to go on."""
+        return (1 + max(1, len(self._end_tokens))) * self._params.num_beams
 
     @property
     def hypotheses(self) -> list[Hypothesis]:
@@ -55,7 +60,7 @@ class BeamSearch:
         return self._found[: self._params.num_hypotheses]
 
     def advance(self, candidates: Sequence[Sequence[Candidate]]) -> None:
-        """Grow every branch by one token, given the 2n most probable ones after each branch."""
+        """Grow every branch by one token, given the `num_candidates` most probable ones after each branch."""
         num_beams, following = self._params.num_beams, []
         for place, branch in enumerate(self._most_probable(candidates)):
             if not self._ends(branch):
@@ -67,13 +72,13 @@ class BeamSearch:
     def _most_probable(self, candidates: Sequence[Sequence[Candidate]]) -> list[Branch]:
         pairs = enumerate(zip(self.branches, candidates, strict=True))
         grown = [branch.grown(candidate, parent) for parent, (branch, own) in pairs for candidate in own]
-        return sorted(grown, key=lambda branch: -branch.log_probability)[: 2 * self._params.num_beams]
+        return sorted(grown, key=lambda branch: -branch.log_probability)[: self.num_candidates]
 
     def _ends(self, branch: Branch) -> bool:
-        return len(branch.tokens) == self._max_tokens or branch.tokens[-1] == self._end_token
+        return len(branch.tokens) == self._max_tokens or branch.tokens[-1] in self._end_tokens
 
     def _add(self, branch: Branch) -> None:
-        reason: FinishReason = "stop" if branch.tokens[-1] == self._end_token else "length"
+        reason: FinishReason = "stop" if branch.tokens[-1] in self._end_tokens else "length"
         self._found.append(Hypothesis(list(branch.tokens), branch.log_probability, self._score(branch), reason))
         self._found.sort(key=lambda hypothesis: -hypothesis.score)
         del self._found[self._params.num_beams :]

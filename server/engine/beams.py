@@ -32,7 +32,8 @@ class BeamGroup:
         assert request.beam_search is not None
         self.num_beams = request.beam_search.num_beams
         self._tokenizer = tokenizer
-        self._search = BeamSearch(request.beam_search, request.max_tokens, request.end_token)
+        self._search = BeamSearch(request.beam_search, request.max_tokens, request.end_tokens)
+        self.num_candidates = self._search.num_candidates
         self.beams = [Beam(self, stream)]
         """One for each branch of the search, in its order. The first one reads the prompt."""
         self.moves = Moves()
@@ -101,8 +102,8 @@ class Beam(Sequence):
 
     @property
     def num_top(self) -> int:
-        """Half of them may be end tokens, one to a beam."""
-        return 2 * self.group.num_beams
+        """As many as the search looks through."""
+        return self.group.num_candidates
 
     @property
     def is_stepwise(self) -> bool:

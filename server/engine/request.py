@@ -37,8 +37,8 @@ class GenerationRequest:
     sampling: SamplingParams
     """Its seed is always set."""
     max_tokens: int
-    end_token: int | None = None
-    """None where no token ends the generation."""
+    end_tokens: frozenset[int] = frozenset()
+    """Any of them ends the generation."""
     stop_strings: tuple[str, ...] = ()
     log_probabilities: int = -1
     """-1: none; 0: the chosen item's; n: those of the n most probable tokens too."""

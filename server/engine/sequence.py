@@ -105,8 +105,9 @@ class Sequence:
         tokens: list[int] = made.tolist()
         if min(tokens) < 0:
             return [], None
-        if self.request.end_token in tokens:
-            return tokens[: tokens.index(self.request.end_token) + 1], "stop"
+        for place, token in enumerate(tokens):
+            if token in self.request.end_tokens:
+                return tokens[: place + 1], "stop"
         return tokens, None
 
     def _decode(self, delta: Delta) -> None:

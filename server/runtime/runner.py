@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.runtime.captured import SplitStep, load_step
+from server.runtime.cores import num_threads
 from server.runtime.device_memory import DeviceMemory
 from server.runtime.memory import HOST, Memory, bind, host_view
 from server.runtime.one_shot import bucket_of, pad_rows
@@ -97,6 +98,7 @@ class Runner:
         """
         variant = bundle.variant(variant_name)
         device = device or variant.device
+        intra_op_threads = num_threads(intra_op_threads, variant.max_threads)
         names = (variant.choose, variant.decode, variant.mixed if with_mixed else None, variant.encode)
         choose, decode, mixed, encode = (
             create_session(bundle.path(name), device=device, intra_op_threads=intra_op_threads) if name else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from server.runtime.cores import num_cores
+from server.runtime.cores import num_threads
 from server.runtime.cuda_session import CudaSession
 from server.runtime.onnx import onnxruntime
 from server.runtime.providers import why_not
@@ -67,7 +67,7 @@ def create_session(
 
 def _options(intra_op_threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_threads or num_cores()
+    options.intra_op_num_threads = num_threads(intra_op_threads)
     options.inter_op_num_threads = 1
     options.log_severity_level = ERROR_SEVERITY
     # The first run's shapes say nothing of the next one's: rows come and go.

@@ -47,7 +47,7 @@ async def read_request(request: pb.GenerateRequest, engine: Engine, seconds_left
         prompt=prompt,
         sampling=sampling,
         max_tokens=stop.max_tokens if stop.HasField("max_tokens") else engine.limits.tokens_after(len(prompt)),
-        end_token=None if stop.ignore_end_token else engine.manifest.special_tokens.end,
+        end_tokens=frozenset() if stop.ignore_end_token else engine.manifest.special_tokens.ends,
         stop_strings=stop_strings,
         log_probabilities=num_top,
         deadline=deadline,

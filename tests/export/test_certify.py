@@ -17,9 +17,9 @@ import export.mixture
 import export.pipeline
 import export.sampler
 from export.builder import GraphBuilder
-from export.certify import BATCH_SIZES, CHUNKS, PROMPT_LENGTHS
+from export.certify import BATCH_SIZES, CHUNKS, PROMPT_LENGTHS, certify
 from export.mixture import add_mixture_sampler
-from export.pipeline import Exported, export_checkpoint
+from export.pipeline import Exported, export_checkpoint, reference_of, scale_of
 from export.report import checks
 from export.sampler import Sampled, add_sampler
 from export.token_agreement import NUM_GENERATED
@@ -28,7 +28,7 @@ from statewise.bundle import find_bundle, open_bundle
 from statewise.certificate import Certificate, check_certificate
 from statewise.model_spec import MixtureHead
 from statewise.plugins import load_plugin
-from tests.models import MODELS, make_checkpoint
+from tests.models import MODELS, draft_of, make_checkpoint
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 HIDDEN = 8
@@ -107,6 +107,17 @@ def test_a_good_export_is_certified(name: str, repository: Path) -> None:
         assert agreement is not None
         assert agreement.compared >= 7 * NUM_GENERATED or agreement.near_ties
         assert agreement.equal + agreement.near_ties == agreement.compared
+
+
+def test_a_model_with_few_positions_is_certified(tmp_path: Path) -> None:
+    """Of real vectors too, which are fed back for as long as the positions last, down to the two that a model needs."""
+    sizes = {"features": 2, "hidden_size": 8, "num_layers": 1, "num_heads": 1, "max_positions": 2}
+    few = make_checkpoint("few", tmp_path / "few", options={"plugin": "transformer", **sizes})
+
+    certificate = certify(draft_of(few), "cpu-float32", reference_of(few), scale_of(few))
+
+    assert certificate.passed
+    assert max(case.prompt_length for case in certificate.cases if case.graph == "step") == 1
 
 
 def test_prompts_cover_what_the_design_names() -> None:

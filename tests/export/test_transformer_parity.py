@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from server.runtime.runner import Runner
 from statewise.bundle import open_bundle
 from statewise.plugins import load_plugin
 from statewise.sampling import GREEDY, SamplingParams
+from tests.models import draft_of, make_checkpoint
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.decoding import ReferenceDecoder
 
@@ -109,3 +111,22 @@ def test_what_is_generated_is_pytorchs(pair: Pair, chunk: int | None) -> None:
 
             for row, other in zip(actual, expected, strict=True):
                 np.testing.assert_allclose(row, other, atol=0 if pair.reads_tokens else 1e-4, rtol=0)
+
+
+def test_more_threads_than_heads_change_no_number(tmp_path: Path) -> None:
+    """ONNX Runtime would cut a long cache among idle threads where few rows decode, and add up otherwise."""
+    sizes = {"vocabulary_size": VOCABULARY, "max_positions": 256, "hidden_size": 16, "num_layers": 1}
+    heads = {"num_heads": 2, "num_key_value_heads": 1, "head_size": 1024}
+    checkpoint = make_checkpoint("few-heads", tmp_path, options={"plugin": "transformer", **sizes, **heads})
+    with torch.no_grad():
+        for parameter in checkpoint.module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + parameter)
+    runner = Runner.load(draft_of(checkpoint), VARIANT, max_rows=3, intra_op_threads=5)
+    decoder, rng = RuntimeDecoder(runner), np.random.default_rng(7)
+    prompts = [rng.integers(0, VOCABULARY, 230) for _ in range(3)]
+
+    _, together = decoder.generate(prompts, [GREEDY] * 3, 6)
+    alone = [decoder.generate([prompt], [GREEDY], 6)[1][0] for prompt in prompts]
+
+    for row, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(row, other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from export.pipeline import export_checkpoint
+from export.tolerances import limits
 from server.engine import Engine, EngineSettings, GenerationRequest
 from server.engine.queue_channel import run_all
 from statewise.bundle import open_bundle
@@ -117,11 +119,22 @@ def test_a_variant_too_far_from_float32_makes_no_bundle(tmp_path: Path, statewis
 
     assert outcome.code == 1
     assert "cpu-int4" in outcome.error
-    assert "no bundle was made" in outcome.error
+    assert "lies further from float32 than its limits; leave the variant out" in outcome.error
+    assert "--max-kl; no bundle was made" in outcome.error
     assert "divergence from float32" in outcome.stderr
     assert not certificate["passed"]
     assert certificate["limits"]["kl_divergence"] == 1e-9
     assert not list((tmp_path / "models").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(("max_kl", "ratio"), [(None, 1.2), (1e-9, 1.2), (1.0, math.e)])
+def test_who_allows_more_divergence_allows_more_perplexity(max_kl: float | None, ratio: float) -> None:
+    """Else a variant that --max-kl lets pass would fail by the ratio, for which there is no option."""
+    allowed = limits("int4", max_kl)
+
+    assert allowed is not None
+    assert allowed.perplexity_ratio == pytest.approx(ratio)
+    assert allowed.kl_divergence == (0.15 if max_kl is None else max_kl)
 
 
 def test_weights_with_absurd_outliers_are_refused(tmp_path: Path) -> None:

@@ -215,10 +215,11 @@ def test_files_of_older_versions_are_read(folders: dict[str, Path], tmp_path: Pa
 
 
 def test_tokenizer_and_special_tokens_come_along(llama: Path, tmp_path: Path) -> None:
-    """The end token is config.json's; the start token too, where the tokenizer puts it before every text."""
+    """End tokens are generation_config.json's; the start token config.json's, where the tokenizer puts it first."""
     from tokenizers.processors import TemplateProcessing
 
-    change_config(llama, bos_token_id=0, eos_token_id=[1, 7])
+    change_config(llama, bos_token_id=0, eos_token_id=3)
+    (llama / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
     tokenizer = byte_tokenizer()
     tokenizer.save(str(llama / "tokenizer.json"))
     with pytest.raises(ConfigError, match=r"tokenizer\.json: has token id 257, but the model's vocab_size is 200"):
@@ -232,8 +233,8 @@ def test_tokenizer_and_special_tokens_come_along(llama: Path, tmp_path: Path) ->
     tokenizer.save(str(llama / "tokenizer.json"))
     with_start = imported(llama, tmp_path / "start")
 
-    assert (plain.start, plain.end) == (None, 1)
-    assert (with_start.special_tokens.start, with_start.special_tokens.end) == (0, 1)
+    assert (plain.start, plain.end, plain.other_ends) == (None, 1, (7,))
+    assert (with_start.special_tokens.start, with_start.special_tokens.ends) == (0, {1, 7})
     assert with_start.tokenizer_file is not None
 
 
@@ -269,7 +270,7 @@ def test_positions_can_be_cut(folders: dict[str, Path], tmp_path: Path) -> None:
         ({"max_position_embeddings": 10**12}, r"max_positions: .*less than or equal to 1048576 \(got 1000000000000\)"),
         ({"head_dim": 12}, "multiple of 8, got 12"),
         ({"num_key_value_heads": 3}, "num_heads 8 is no multiple of num_key_value_heads 3"),
-        ({"eos_token_id": 200}, "eos_token_id 200 is not in the vocabulary"),
+        ({"bos_token_id": 200}, "bos_token_id 200 is not in the vocabulary"),
         ({"model_type": "gpt2"}, "n_positions: Field required"),
     ],
 )

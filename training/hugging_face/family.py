@@ -56,7 +56,7 @@ class HuggingFaceConfig(BaseModel):
             if outside:
                 raise ValueError(
                     f"{key} {outside[0]} is not in the vocabulary (vocab_size {self.vocab_size}); "
-                    "correct it in config.json, or set it to null"
+                    "correct it in config.json (or generation_config.json), or set it to null"
                 )
         return self
 

@@ -47,6 +47,7 @@ class _Kind(BaseModel):
 class _Generation(BaseModel):
     bad_words_ids: list[list[int]] | None = None
     decoder_start_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
 
 
 class _Index(BaseModel):
@@ -65,7 +66,10 @@ def read_config(folder: Path) -> HuggingFaceConfig:
         raise ConfigError(
             f"{path}: model_type {model_type!r} cannot be imported; those that can: {', '.join(FAMILIES)}"
         )
-    return _validate(FAMILIES[model_type], json.dumps(_generation_settings(folder) | json.loads(_read(path))), path)
+    generation = _generation_settings(folder)
+    # What ends an answer is generation_config.json's to say: models for chat end at a turn's end, too.
+    ends = {key: value for key, value in generation.items() if key == "eos_token_id"}
+    return _validate(FAMILIES[model_type], json.dumps(generation | json.loads(_read(path)) | ends), path)
 
 
 def _generation_settings(folder: Path) -> dict[str, Any]:

@@ -28,8 +28,6 @@ class Imported:
     name: str
     config: TransformerConfig
     special_tokens: SpecialTokens
-    other_end_tokens: tuple[int, ...]
-    """Ids that end a text in transformers, but not here, where there is one."""
 
 
 def import_checkpoint(
@@ -66,7 +64,7 @@ def import_checkpoint(
         )
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written: {error.strerror}") from error
-    return Imported(name, config, special_tokens, tuple(source.end_tokens[1:]))
+    return Imported(name, config, special_tokens)
 
 
 def _cut_positions(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -119,10 +117,11 @@ def _configs(
 
 
 def _special_tokens(source: HuggingFaceConfig, tokenizer_file: Path | None) -> SpecialTokens:
-    """The end token; and what the decoder starts with, or the tokenizer puts before every text, as Llama's does."""
-    end = source.end_tokens[0] if source.end_tokens else None
+    """The end tokens; and what the decoder starts with, or the tokenizer puts before every text, as Llama's does."""
+    end, *others = source.end_tokens or [None]
+    other_ends = tuple(token for token in others if token is not None)
     if tokenizer_file is None:
-        return SpecialTokens(start=source.start_token, end=end)
+        return SpecialTokens(start=source.start_token, end=end, other_ends=other_ends)
     tokenizer = load_tokenizer(tokenizer_file)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= source.vocab_size:
@@ -133,9 +132,9 @@ def _special_tokens(source: HuggingFaceConfig, tokenizer_file: Path | None) -> S
     around = tokenizer.encode("").ids
     first = source.bos_token_id if source.bos_token_id is not None and around[:1] == [source.bos_token_id] else None
     if source.start_token is None:
-        return SpecialTokens(start=first, end=end)
+        return SpecialTokens(start=first, end=end, other_ends=other_ends)
     last = end if end is not None and around[-1:] == [end] else None
-    return SpecialTokens(start=source.start_token, end=end, source_start=first, source_end=last)
+    return SpecialTokens(start=source.start_token, end=end, other_ends=other_ends, source_start=first, source_end=last)
 
 
 def _translate(

@@ -71,7 +71,9 @@ def test_enough_beams_find_every_answer_in_order(tiny: tuple[Engine, ReferenceDe
     }
     scores = {answer: log_probabilities[answer] / len(answer) ** length_penalty for answer in answers}
 
-    found = search(engine, PROMPT, len(answers), max_tokens=LENGTH, end_token=END, length_penalty=length_penalty)
+    found = search(
+        engine, PROMPT, len(answers), max_tokens=LENGTH, end_tokens=frozenset({END}), length_penalty=length_penalty
+    )
 
     assert [tuple(h.tokens) for h in found] == sorted(answers, key=lambda answer: -scores[answer])
     np.testing.assert_allclose([h.score for h in found], sorted(scores.values(), reverse=True), atol=1e-5)
@@ -86,7 +88,7 @@ def test_more_beams_than_beginnings_find_what_there_is(tiny: tuple[Engine, Refer
     """A search of one step has four answers, whatever was asked for; without an end token none ends early."""
     engine, _ = tiny
 
-    assert len(search(engine, PROMPT, 16, max_tokens=1, end_token=END)) == VOCABULARY
+    assert len(search(engine, PROMPT, 16, max_tokens=1, end_tokens=frozenset({END}))) == VOCABULARY
     assert {len(h.tokens) for h in search(engine, PROMPT, 8, max_tokens=3)} == {3}
 
 
@@ -138,11 +140,32 @@ def test_hypotheses_are_those_of_transformers(
             **options,
         )
 
-        found = search(engine, prompt, num_beams, max_tokens=max_tokens, end_token=END, **options)
+        found = search(engine, prompt, num_beams, max_tokens=max_tokens, end_tokens=frozenset({END}), **options)
 
         expected = [_cut(row) for row in theirs.sequences[:, length:].tolist()]
         assert [h.tokens for h in found] == expected
         np.testing.assert_allclose([h.score for h in found], theirs.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+def test_several_end_tokens_end_as_those_of_transformers(gpt2: tuple[Engine, Any]) -> None:
+    """The more there are, the more continuations are looked through, so that enough beams go on."""
+    engine, model = gpt2
+    ends = frozenset({END, *range(20, 40)})
+    for prompt in np.random.default_rng(1).integers(2, 60, (4, 5)):
+        theirs = model.generate(
+            torch.from_numpy(prompt)[None],
+            attention_mask=torch.ones(1, 5, dtype=torch.int64),
+            num_beams=4,
+            num_return_sequences=4,
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=sorted(ends),
+            pad_token_id=0,
+        )
+
+        found = search(engine, prompt, 4, max_tokens=20, end_tokens=ends)
+
+        assert [h.tokens for h in found] == [_cut(row, ends) for row in theirs[:, 5:].tolist()]
 
 
 BART = {
@@ -206,7 +229,7 @@ def test_hypotheses_of_a_source_are_those_of_transformers(
             num_beams,
             source=source,
             max_tokens=max_tokens,
-            end_token=END,
+            end_tokens=frozenset({END}),
             length_penalty=length_penalty,
             early_stopping=early_stopping,
         )
@@ -215,6 +238,7 @@ def test_hypotheses_of_a_source_are_those_of_transformers(
         np.testing.assert_allclose([h.score for h in found], theirs.sequences_scores, rtol=1e-4, atol=1e-4)
 
 
-def _cut(tokens: list[int]) -> list[int]:
+def _cut(tokens: list[int], ends: frozenset[int] = frozenset({END})) -> list[int]:
     """What transformers pads behind the end token, or behind the longest hypothesis, is left out."""
-    return tokens[: tokens.index(END) + 1] if END in tokens else tokens
+    last = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: last + 1]

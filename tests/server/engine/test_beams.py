@@ -55,7 +55,7 @@ def mixed_requests(vocabulary_size: int) -> list[GenerationRequest]:
     requests = []
     for index in range(NUM_REQUESTS):
         prompt = rng.integers(2, vocabulary_size, rng.integers(1, 100))
-        request = GenerationRequest(prompt, GREEDY, int(rng.integers(1, 30)), END if index % 3 else None)
+        request = GenerationRequest(prompt, GREEDY, int(rng.integers(1, 30)), frozenset({END} if index % 3 else ()))
         if index % 2:
             beams = int(rng.integers(2, 9))
             penalty, early = float(rng.uniform(-1, 2)), bool(index % 4 == 1)
@@ -132,7 +132,9 @@ def test_searches_that_want_more_rows_than_are_free_wait_for_all_of_them(engine_
 def test_the_best_hypothesis_is_the_answer_with_its_text(engine_of: EngineOf) -> None:
     """Items, text and finish reason are those of the first hypothesis; an end token gives no text."""
     engine = engine_of("gru-text", max_rows=4)
-    request = GenerationRequest(np.array([0, 70, 71]), GREEDY, 12, END, beam_search=BeamParams(4, num_hypotheses=4))
+    request = GenerationRequest(
+        np.array([0, 70, 71]), GREEDY, 12, frozenset({END}), beam_search=BeamParams(4, num_hypotheses=4)
+    )
 
     (output,) = run_all(engine, [request])
 

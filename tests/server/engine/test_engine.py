@@ -29,6 +29,7 @@ from tests.models import END, reference_decoder
 from tests.server.engine.test_invariance import ragged_requests
 
 EngineOf = Callable[..., Engine]
+ENDS = frozenset({END})
 
 
 @pytest.mark.parametrize("name", ["lstm-2", "gru-text", "rnn-1", "transformer"])
@@ -58,26 +59,28 @@ def test_real_vectors_are_fed_back(engine_of: EngineOf) -> None:
 
 
 def test_generation_ends_at_the_end_token_or_at_the_limit(engine_of: EngineOf) -> None:
-    """A forced end token ends with `stop`; without one the limit ends with `length`."""
-    engine = engine_of("gru-text", max_rows=2)
+    """A forced end token ends with `stop`, whichever of several it is; without one the limit ends with `length`."""
+    engine = engine_of("gru-text", max_rows=3)
     prompt = np.array([0, 70, 71])
-    forced = GenerationRequest(prompt, SamplingParams(temperature=0.0, logit_bias={END: 100.0}), 50, END)
-    free = GenerationRequest(prompt, SamplingParams(temperature=0.0, logit_bias={END: -100.0}), 50, END)
+    other = GenerationRequest(prompt, SamplingParams(temperature=0.0, logit_bias={90: 100.0}), 50, ENDS | {90})
+    forced = GenerationRequest(prompt, SamplingParams(temperature=0.0, logit_bias={END: 100.0}), 50, ENDS)
+    free = GenerationRequest(prompt, SamplingParams(temperature=0.0, logit_bias={END: -100.0}), 50, ENDS)
 
-    stopped, exhausted = run_all(engine, [forced, free])
+    stopped, exhausted, ended_otherwise = run_all(engine, [forced, free, other])
 
     assert (stopped.items, stopped.finish_reason, stopped.text) == ([END], "stop", "")
     assert (len(exhausted.items), exhausted.finish_reason) == (50, "length")
+    assert (ended_otherwise.items, ended_otherwise.finish_reason) == ([90], "stop")
 
 
 def test_a_stop_string_cuts_the_text_before_it(engine_of: EngineOf) -> None:
     """The text ends before the stop string, the tokens with the one that completed it."""
     engine = engine_of("gru-text", max_rows=2)
-    request = GenerationRequest(np.array([0, 70]), SamplingParams(temperature=0.0, logit_bias={END: -100.0}), 40, END)
+    request = GenerationRequest(np.array([0, 70]), SamplingParams(temperature=0.0, logit_bias={END: -100.0}), 40, ENDS)
     (whole,) = run_all(engine, [request])
     stop = whole.text[10:12]
 
-    (cut,) = run_all(engine, [GenerationRequest(request.prompt, request.sampling, 40, END, stop_strings=(stop,))])
+    (cut,) = run_all(engine, [GenerationRequest(request.prompt, request.sampling, 40, ENDS, stop_strings=(stop,))])
 
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason == "stop"

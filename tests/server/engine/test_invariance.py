@@ -57,7 +57,7 @@ def ragged_requests(count: int, vocabulary_size: int, seed: int = 0) -> list[Gen
             prompt=prompt(index),
             sampling=KINDS[index % len(KINDS)],
             max_tokens=int(rng.integers(1, 60)),
-            end_token=END if index % 3 else None,
+            end_tokens=frozenset({END} if index % 3 else ()),
             log_probabilities=int(rng.integers(-1, 4)),
         )
         for index in range(count)
