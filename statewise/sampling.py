@@ -205,41 +205,40 @@ def restrict(scaled: NDArray[Any], weights: NDArray[Any], params: SamplingParams
     """The weights that top-k, top-p and min-p leave, zero for who is excluded; tokens in `sort_tokens` order."""
     head = min(HEAD, len(weights))
     kept = weights.astype(np.float64)
+    head = min(HEAD, len(kept))
     ends = np.cumsum(kept[:head])
-    groups = _groups(scaled[head:], scaled[head - 1])
-    masses = np.bincount(groups, kept[head:], NUM_GROUPS).astype(np.float64)
     # Top-p is a share of what top-k has left; a token is kept while the mass before it is below that.
-    share = np.float64(np.float32(params.top_p)) * _mass_of_top_k(ends, groups, masses, params.top_k)
+    share = np.float64(np.float32(params.top_p)) * _mass_of_top_k(scaled, kept, params.top_k)
     likely = weights >= np.float32(params.min_p) * weights[0]
     inside = likely[:head] & ((ends - kept[:head]) < share) & (np.arange(head) < (params.top_k or head))
     num_kept = max(int(np.count_nonzero(inside)), 1)
-    part = _parts(ends[-1], masses, share) if num_kept == head else np.zeros(NUM_GROUPS)
-    kept[num_kept:head] = 0
-    kept[head:] *= part[groups] * likely[head:]
+    if num_kept < head or head == len(kept) or share <= ends[-1]:
+        kept[num_kept:] = 0
+        return kept
+    groups = _groups(scaled)
+    masses = np.bincount(groups, kept[head:], NUM_GROUPS)
+    kept[head:] *= _parts(masses, share - ends[-1])[groups] * likely[head:]
     return kept
 
 
-def _mass_of_top_k(
-    ends: NDArray[np.float64], groups: NDArray[np.int64], masses: NDArray[np.float64], top_k: int
-) -> float:
-    head = len(ends)
-    if 0 < top_k <= head:
-        return float(ends[top_k - 1])
-    sizes = np.bincount(groups, minlength=NUM_GROUPS).astype(np.float64)
-    part = _parts(head, sizes, top_k or head + len(groups))
-    return float(ends[-1] + (part * masses).sum())
+def _mass_of_top_k(scaled: NDArray[Any], weights: NDArray[np.float64], top_k: int) -> float:
+    if not HEAD < top_k < len(weights):
+        return float(weights[: top_k or None].sum())
+    groups = _groups(scaled)
+    part = _parts(np.bincount(groups, minlength=NUM_GROUPS), top_k - HEAD)
+    return float(weights[:HEAD].sum() + (part[groups] * weights[HEAD:]).sum())
 
 
-def _parts(first: float, amounts: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
-    """The part of each group that lies before the limit, as `first` and the groups before it add up."""
-    room = limit - first - (np.cumsum(amounts) - amounts)
-    return np.clip(room, 0, amounts) / np.maximum(amounts, np.finfo(np.float64).tiny)
+def _parts(amounts: NDArray[Any], limit: float) -> NDArray[np.float64]:
+    """The part of each group that lies before the limit, as they add up."""
+    room = limit - (np.cumsum(amounts) - amounts)
+    return np.asarray(np.clip(room, 0, amounts) / np.maximum(amounts, np.finfo(np.float64).tiny), np.float64)
 
 
-def _groups(scaled: NDArray[Any], last_of_head: Any) -> NDArray[np.int64]:
+def _groups(scaled: NDArray[Any]) -> NDArray[np.int64]:
     """Group of each token behind the head: 0 down to GRID below the head's last, and so on."""
-    ends = last_of_head - np.arange(1, NUM_GROUPS, dtype=np.float32) * np.float32(GRID)
-    return np.searchsorted(-ends, -scaled, side="right")
+    ends = scaled[HEAD - 1] - np.arange(1, NUM_GROUPS, dtype=np.float32) * np.float32(GRID)
+    return np.searchsorted(-ends, -scaled[HEAD:], side="right")
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:
