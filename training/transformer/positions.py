@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,11 @@ def sinusoidal_table(num_positions: int, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width].float()
 
 
-def rotary_table(num_positions: int, head_size: int, base: float) -> Tensor:
+def rotary_table(num_positions: int, head_size: int, base: float, divisors: Sequence[float] | None = None) -> Tensor:
     """Cosines and sines of each position's angles, `[position, 2, head_size / 2]` (Su et al. 2021)."""
     angles = _angles(num_positions, head_size // 2, base, head_size)
+    if divisors is not None:
+        angles = angles / torch.tensor(divisors, dtype=torch.float64)
     return torch.stack([angles.cos(), angles.sin()], dim=1).float()
 
 
