@@ -24,7 +24,10 @@ NUM_THREADS = 2
 
 
 class StepLoop(Subject):
-    """The step graph in a bare loop over run_with_iobinding: everything of a decode step bound beforehand."""
+    """The step graph in a bare loop over run_with_iobinding: everything of a decode step bound beforehand.
+
+    Of variants for the CPU, as all benchmarks: a step for CUDA may leave the choice to a graph of its own.
+    """
 
     def __init__(self, folder: str, variant: str) -> None:
         self._bundle = open_bundle(Path(folder), check_hashes=False)

@@ -13,20 +13,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import onnx
 import typer
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from export.builder import GraphBuilder
+from export.builder import GraphBuilder, tensor_info
+from export.choice import TokenChoice
 from export.graphs import finish_model, step_graph
-from export.sampler import INPUTS, add_sampler
 from server.runtime.adjustment import LogitAdjuster
 from server.runtime.onnx import onnxruntime
 from server.runtime.runner import Runner
@@ -119,7 +119,7 @@ def _step(scratch: Path, rows: int, vocabulary: int, layers: int, threads: int, 
 
 def _samplers(rows: int, vocabulary: int, threads: int) -> dict[str, Callable[[], object]]:
     """The sampler alone under every rule, with logits as random weights give them and as trained ones do."""
-    session = _sampler_session(vocabulary, threads)
+    session = create_session(sampler_model(vocabulary).SerializeToString(), intra_op_threads=threads)
     rng = np.random.default_rng(0)
     flat = rng.normal(0, 0.6, (rows, vocabulary)).astype(np.float32)
     # Zipf's law by rank, in another order for each row: the most probable token has about a tenth of the mass.
@@ -132,30 +132,13 @@ def _samplers(rows: int, vocabulary: int, threads: int) -> dict[str, Callable[[]
     }
 
 
-def _sampler_session(vocabulary: int, threads: int) -> onnxruntime.InferenceSession:
-    """A graph of nothing but the sampler."""
+def sampler_model(vocabulary_size: int) -> onnx.ModelProto:
+    """A graph of nothing but the sampler, its logits an input."""
+    choice = TokenChoice(CategoricalHead(vocabulary_size=vocabulary_size))
     op = GraphBuilder()
-    token, _, top_tokens, _ = add_sampler(op, "logits", "uniform", vocabulary)
-    inputs: list[tuple[str, int, list[Any]]] = [
-        ("logits", TensorProto.FLOAT, ["row", vocabulary]),
-        ("uniform", TensorProto.FLOAT, ["row"]),
-        (INPUTS.parameters, TensorProto.FLOAT, ["row", 6]),
-        (INPUTS.top_k, TensorProto.INT64, ["row"]),
-        (INPUTS.adjust_ids, TensorProto.INT64, ["row", "entry"]),
-        (INPUTS.adjust_values, TensorProto.FLOAT, ["row", "entry", 3]),
-        (INPUTS.num_top, TensorProto.INT64, []),
-    ]
-    outputs = [(token, TensorProto.INT64, ["row"]), (top_tokens, TensorProto.INT64, ["row", "top"])]
-    graph = helper.make_graph(
-        op.nodes,
-        "sampler",
-        [helper.make_tensor_value_info(*each) for each in inputs],
-        [helper.make_tensor_value_info(*each) for each in outputs],
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "sampler.onnx"
-        onnx.save(finish_model(graph, []), path)
-        return create_session(path, intra_op_threads=threads)
+    sampled = choice.add(op, "logits", op.Squeeze(choice.noise, op.constant([1])))
+    inputs = [tensor_info("logits", "float32", ["row", vocabulary_size]), *choice.inputs("row")]
+    return finish_model(helper.make_graph(op.nodes, "sampler", inputs, choice.infos(sampled, ["row"])), [])
 
 
 def _sampler(
@@ -169,16 +152,12 @@ def _sampler(
     table = SamplerTable(rows, CategoricalHead(vocabulary_size=logits.shape[1]))
     for row in range(rows):
         each = params[row % len(params)]
-        table.set(row, each)
+        table.set(row, each, num_top)
         adjuster = LogitAdjuster(each, rng.integers(0, logits.shape[1], NUM_PENALIZED).tolist())
         table.adjustments[row] = adjuster.adjustment() if adjuster.changes else None
-    ids, values = table.adjustment_arrays(slice(0, rows))
-    feeds = {
-        "logits": logits, "uniform": rng.random(rows, dtype=np.float32), INPUTS.parameters: table.parameters,
-        INPUTS.top_k: table.top_k, INPUTS.adjust_ids: ids, INPUTS.adjust_values: values,
-        INPUTS.num_top: np.array(num_top),
-    }  # fmt: skip
-    return lambda: session.run(None, feeds)
+    feeds = {"logits": logits, **table.inputs(slice(0, rows), rng.random((rows, 1), dtype=np.float32))}
+    arrays = {name: np.asarray(value) for name, value in feeds.items()}
+    return lambda: session.run(None, arrays)
 
 
 def _table(title: str, medians: dict[str, float]) -> Table:

@@ -6,7 +6,7 @@ A variant of lower precision is held against itself instead, and its divergence 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from export.divergence import measure_divergence
 from export.driver import RuntimeDecoder
 from export.inputs import DATA_SEED, Prompts, Scale, held_out_rows, random_items, random_sources
 from export.invariance import MIXED_CHUNK, agrees_in_batch, is_batch_invariant
-from export.near_ties import is_near_tie
 from export.self_reference import SelfReference
 from export.subject import subject_of
+from export.token_agreement import NUM_GENERATED, add, compare_tokens
 from export.tolerances import against_itself, against_pytorch, agree
 from server.runtime.runner import Runner
 from statewise.bundle import Bundle
@@ -43,7 +43,6 @@ SOURCE_LENGTHS = (33, 16, 17, 15, MAX_NEAR_LIMIT, 7, 1)
 """One for each prompt: one item, odd numbers, both sides of a bucket's end, and as many as the model reads."""
 BATCH_SIZES = (1, 2, 7, 16)
 CHUNKS = (None, 1, 16, 64)
-NUM_GENERATED = 200
 NUM_REAL_GENERATED = 32
 """Real vectors fed back let rounding grow, so that a long run says little."""
 STEPS_PER_RUN = (1, 5, 16, 2)
@@ -181,11 +180,11 @@ def _compare(
     if isinstance(spec.input, TokenInput):
         progress("greedy tokens")
         greedy = [GREEDY] * len(prompts)
-        found.greedy = _compare_tokens(decoder, reference, prompts, greedy, limit, STEPS_PER_RUN, tolerances)
+        found.greedy = compare_tokens(decoder, reference, prompts, greedy, limit, STEPS_PER_RUN, tolerances)
         progress("sampled tokens")
-        found.sampled = _add(
-            _compare_tokens(decoder, reference, prompts, SAMPLED, limit, STEPS_PER_RUN, tolerances),
-            _compare_tokens(
+        found.sampled = add(
+            compare_tokens(decoder, reference, prompts, SAMPLED, limit, STEPS_PER_RUN, tolerances),
+            compare_tokens(
                 decoder, reference, prompts.take(range(len(prompts))[-3:]), PENALIZED, limit, (1,), tolerances
             ),
         )
@@ -292,40 +291,6 @@ def _record(
     return passed
 
 
-def _compare_tokens(
-    decoder: RuntimeDecoder,
-    reference: Reference,
-    prompts: Prompts,
-    params: list[SamplingParams] | tuple[SamplingParams, ...],
-    limit: int,
-    steps_per_run: tuple[int, ...],
-    tolerances: Tolerances,
-) -> TokenAgreement:
-    prompts = prompts.take(row % len(prompts) for row in range(len(params)))
-    params = [_within_vocabulary(p, reference.spec) for p in params]
-    count = min(NUM_GENERATED, limit - max(map(len, prompts.items)))
-    actual, _ = decoder.generate(prompts.items, params, count, prompts.sources, chunk=64, steps_per_run=steps_per_run)
-    expected, logits = reference.generate(prompts.items, params, count, prompts.sources)
-    agreement = TokenAgreement(compared=0, equal=0)
-    for row, p in enumerate(params):
-        differing = np.flatnonzero(actual[row] != expected[row])
-        if not len(differing):
-            agreement = _add(agreement, TokenAgreement(compared=count, equal=count))
-            continue
-        # From the first difference on the rows read different items, so nothing after it can be compared.
-        at = int(differing[0])
-        near_tie = tolerances.near_tie + tolerances.of_largest * float(np.abs(logits[row][at]).max())
-        tie = is_near_tie(logits[row][at], p, prompts.items[row], expected[row][:at], int(actual[row][at]), near_tie)
-        agreement = _add(agreement, TokenAgreement(compared=at + 1, equal=at, near_ties=int(tie)))
-    return agreement
-
-
-def _within_vocabulary(params: SamplingParams, spec: ModelSpec) -> SamplingParams:
-    assert isinstance(spec.input, TokenInput)
-    size = spec.input.vocabulary_size
-    return replace(params, logit_bias={token: bias for token, bias in params.logit_bias.items() if token < size})
-
-
 def _compare_fed_back(
     decoder: RuntimeDecoder, reference: Reference, prompts: Prompts, limit: int, found: _Findings
 ) -> None:
@@ -333,11 +298,3 @@ def _compare_fed_back(
     actual, _ = decoder.generate(prompts.items, params, count, prompts.sources, chunk=16, steps_per_run=STEPS_PER_RUN)
     expected, _ = reference.generate(prompts.items, params, count, prompts.sources)
     _record(found, list(zip(actual, expected, strict=True)), prompts, 16)
-
-
-def _add(one: TokenAgreement, other: TokenAgreement) -> TokenAgreement:
-    return TokenAgreement(
-        compared=one.compared + other.compared,
-        equal=one.equal + other.equal,
-        near_ties=one.near_ties + other.near_ties,
-    )

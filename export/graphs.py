@@ -1,8 +1,9 @@
 """The graphs of a bundle.
 
-`step`: any number of new items per row; `decode`: K single-item steps in a Loop; `mixed`: one item of each of the
-first rows and a chunk of the row behind them; `encode`: a source to the state that a row begins from; `predict`,
-`score` and `inspect`: whole sequences. Memories go into a step and do not come out of it.
+`step`: any number of new items per row; `choose`: the choice of the next items, where the step does without it;
+`decode`: K single-item steps in a Loop; `mixed`: one item of each of the first rows and a chunk of the row behind them;
+`encode`: a source to the state that a row begins from; `predict`, `score` and `inspect`: whole sequences. Memories go
+into a step and do not come out of it.
 """
 
 from __future__ import annotations
@@ -28,26 +29,40 @@ _NEWER_OPERATORS = {"Attention": 24, "TensorScatter": 24}
 def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """Inputs `items`, `lengths`, `state.*` and the sampler's; outputs `next_items` `[row]`, `output`, `new_state.*`."""
     op, choice = GraphBuilder(), choice_of(spec)
-    results = _add_choice(op, choice, traced)
-    inputs = [
-        _items_info(spec.input, "time"),
-        tensor_info("lengths", "int64", ["row"]),
-        *_state_infos(spec),
-        *choice.inputs("row"),
-    ]
+    results = _add_choice(op, choice, traced.output)
+    model = model_graph(traced, spec)
+    inputs = [*model.input, *choice.inputs("row")]
+    outputs = [*choice.infos(results, ["row"]), *model.output]
+    graph = helper.make_graph([*model.node, *op.nodes], "step", inputs, outputs)
+    return _rename(graph, dict(zip(results, choice.results, strict=True)))
+
+
+def model_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
+    """The step without the choice: inputs `items`, `lengths` and `state.*`; outputs `output` and `new_state.*`."""
+    inputs = [_items_info(spec.input, "time"), tensor_info("lengths", "int64", ["row"]), *_state_infos(spec)]
     outputs = [
-        *choice.infos(results, ["row"]),
         tensor_info(traced.output, "float32", ["row", spec.head.output_size]),
         *(tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state),
     ]
-    graph = helper.make_graph([*traced.nodes, *op.nodes], "step", inputs, outputs)
-    return _rename(graph, dict(zip(results, choice.results, strict=True)))
+    return helper.make_graph(traced.nodes, "step", inputs, outputs)
+
+
+def choose_graph(spec: ModelSpec) -> onnx.GraphProto:
+    """The choice alone: inputs `step.output` `[row, size]` and the sampler's; outputs as of a step without state."""
+    op, choice = GraphBuilder(), choice_of(spec)
+    results = _add_choice(op, choice, "step.output")
+    output = op.Identity("step.output")
+    shape = ("row", spec.head.output_size)
+    inputs = [tensor_info("step.output", "float32", shape), *choice.inputs("row")]
+    outputs = [*choice.infos(results, ["row"]), tensor_info(output, "float32", shape)]
+    graph = helper.make_graph(op.nodes, "choose", inputs, outputs)
+    return _rename(graph, dict(zip(results, choice.results, strict=True)) | {output: "output"})
 
 
 def mixed_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     """`items` `[row, 1]`, one of each of some rows, and `chunk.items` `[1, time]` of one more: `[row + 1]` results."""
     op, choice = GraphBuilder(), choice_of(spec)
-    results = _add_choice(op, choice, traced)
+    results = _add_choice(op, choice, traced.output)
     chunk_items = _renamed(_items_info(spec.input, "time"), "chunk.items")
     chunk_items.type.tensor_type.shape.dim[0].dim_value = 1
     inputs = [
@@ -77,10 +92,10 @@ def encode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
     return helper.make_graph(list(traced.nodes), "encode", inputs, outputs)
 
 
-def _add_choice(op: GraphBuilder, choice: Choice, traced: TracedStep) -> list[str]:
-    """What a run of one step gives each row."""
+def _add_choice(op: GraphBuilder, choice: Choice, output: str) -> list[str]:
+    """What a run of one step gives each row, chosen by the head's output."""
     noise = op.Squeeze(choice.noise, op.constant([1])) if choice.noise else ""
-    return [op.Identity(value) for value in choice.add(op, traced.output, noise)]
+    return [op.Identity(value) for value in choice.add(op, output, noise)]
 
 
 def decode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:

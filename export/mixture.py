@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
+from export.blocks import double, squeeze
 from export.builder import GraphBuilder
-from export.draw import double, squeeze
 from statewise.mixture import LEAST_LOG_DENSITY
 from statewise.model_spec import MixtureHead
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -45,19 +46,33 @@ def _interval(logits: NDArray[np.float32], params: SamplingParams, token: int, t
         return float(before), float(before + weights[token])
     order = sampling.sort_tokens(scaled)
     loosened = replace(params, top_p=min(params.top_p + tolerance, 1.0), min_p=max(params.min_p - tolerance, 0.0))
-    least, mass = (sampling.restrict(scaled[order], weights[order], each)[1] for each in (params, loosened))
-    weights[weights < loosened.min_p * weights.max()] = 0.0
-    before, until = (weights[tokens].sum() for tokens in _preceding(scaled, token, tolerance))
-    # The last token that is kept ends at the mass: one that begins there is excluded.
-    if before >= mass * (1 - 1e-9):
-        return float("inf"), float("-inf")
-    return float(before / mass), float(until / least)
+    surely, maybe = _preceding(scaled, token, tolerance)
+    # In the head a rounding may change places, so that its end is told by the mass before a token.
+    in_head = scaled >= scaled[order[: sampling.HEAD]].min() - 2 * tolerance
+    whole = np.where(weights < loosened.min_p * weights.max(), 0.0, weights)
+    lows, highs = [float("inf")], [float("-inf")]
+    for each, shift in product((params, loosened), (-2 * tolerance, 0.0, 2 * tolerance)):
+        kept = np.empty_like(weights)
+        kept[order] = sampling.restrict(_with_tail_moved(scaled[order], shift), weights[order], each)
+        mass = kept.sum()
+        kept[in_head] = whole[in_head]
+        before = kept[surely].sum()
+        # The last token that is kept ends at the mass: one that begins there is excluded.
+        if kept[token] and before < mass * (1 - 1e-9):
+            lows.append(float(before / mass))
+            highs.append(float(kept[maybe].sum() / mass))
+    return min(lows), max(highs)
+
+
+def _with_tail_moved(ordered: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
+    """The logits as they might be grouped after rounding."""
+    return np.concatenate([ordered[: sampling.HEAD], ordered[sampling.HEAD :] + shift])
 
 
 def _preceding(scaled: NDArray[np.float64], token: int, tolerance: float) -> tuple[NDArray[Any], NDArray[Any]]:
     """Tokens that stand before `token` whatever the rounding; those, and itself, that may.
 
-    Both logits may move, and so may the head's last one, from which the groups are counted.
+    Both logits may move, and so may the head's last one.
     """
     least, most = (_positions(scaled, shift) for shift in (-2 * tolerance, 2 * tolerance))
     ids = np.arange(len(scaled))
@@ -67,8 +82,7 @@ def _preceding(scaled: NDArray[np.float64], token: int, tolerance: float) -> tup
 
 
 def _positions(scaled: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
-    """What tokens are sorted by, ties by id: the distance in nats from the head's last, a whole group behind it."""
+    """What tokens are sorted by, ties by id: the distance in nats from the head's last, the same for all behind it."""
     last = np.sort(scaled)[::-1][: sampling.HEAD][-1]
     distance: NDArray[np.float64] = last - scaled + shift
-    groups = np.floor(distance / sampling.GRID).clip(max=sampling.NUM_GROUPS - 1)
-    return np.where(distance <= 0, distance, sampling.GRID * (groups + 1))
+    return np.where(distance <= 0, distance, np.inf)

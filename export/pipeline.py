@@ -14,11 +14,13 @@ from torch import nn
 
 from export.certify import certify
 from export.graphs import (
+    choose_graph,
     decode_graph,
     encode_graph,
     finish_model,
     inspection_graph,
     mixed_graph,
+    model_graph,
     predict_graph,
     score_graph,
     step_graph,
@@ -222,11 +224,7 @@ def _graphs(
         return shared
 
     if spec.generates:
-        step = trace(trace_step, "step")
-        graphs["step"] = step_graph(step, lowered)
-        if not spec.has_caches:
-            # A Loop would copy caches at every step; they are appended to in place, one step to a run.
-            graphs["decode"] = decode_graph(step, lowered)
+        graphs |= _step_graphs(plan, trace(trace_step, "step"), lowered)
     if checkpoint.plugin.mixes and plan.attention == "gqa":
         graphs["mixed"] = mixed_graph(trace(trace_mixed, "mixed"), lowered)
     if spec.prediction is not None:
@@ -238,6 +236,17 @@ def _graphs(
     if inspect:
         graphs["inspect"] = inspection_graph(trace(trace_inspection, "inspect"), lowered, shown_shapes(module, spec))
     return graphs, weights
+
+
+def _step_graphs(plan: VariantPlan, step: TracedStep, spec: ModelSpec) -> dict[str, onnx.GraphProto]:
+    """What makes new items, by name."""
+    if not spec.has_caches:
+        return {"step": step_graph(step, spec), "decode": decode_graph(step, spec)}
+    # A Loop would copy caches at every step; they are appended to in place, one step to a run.
+    if plan.device == "cpu":
+        return {"step": step_graph(step, spec)}
+    # The sampler leaves out what no row needs, by control flow, which a CUDA graph cannot hold.
+    return {"step": model_graph(step, spec), "choose": choose_graph(spec)}
 
 
 def _copy_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
+from export.blocks import add_argmax, any_of, squeeze
 from export.builder import GraphBuilder
-from export.draw import Rules, add_draw, any_of
+from export.draw import Rules, add_draw
 
 
 class SamplerInputs(NamedTuple):
@@ -48,34 +49,43 @@ class Sampled(NamedTuple):
 
 def add_sampler(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: int) -> Sampled:
     """Choose one token per row from logits `[row, vocabulary]` and uniform numbers `[row]`."""
-
-    def adjusted(inner: GraphBuilder) -> list[str]:
-        return [_choose(inner, _adjust(inner, logits), uniform, vocabulary_size)]
-
-    # The choice stands in both branches: handing the logits through an `If` would copy them.
+    is_drawn = op.Greater(_column(op, 0), op.constant(0, np.float32))
+    draws = any_of(op, is_drawn)
     has_entries = op.Cast(op.Size(INPUTS.adjust_ids), to=TensorProto.BOOL)
-    (token,) = op.when(has_entries, adjusted, lambda inner: [_choose(inner, logits, uniform, vocabulary_size)])
+    wanted = op.GreaterOrEqual(INPUTS.num_top, op.constant(0))
+
+    def by_rules(inner: GraphBuilder) -> list[str]:
+        def choose(deeper: GraphBuilder, values: str) -> list[str]:
+            return [_choose(deeper, values, uniform, draws, is_drawn, vocabulary_size)]
+
+        # The choice stands in both branches: handing the logits through an `If` would copy them.
+        (token,) = inner.when(
+            has_entries, lambda deeper: choose(deeper, _adjust(deeper, logits)), lambda deeper: choose(deeper, logits)
+        )
+        return [token, *_log_probabilities(inner, logits, token, wanted, vocabulary_size)]
+
+    def greedy(inner: GraphBuilder) -> list[str]:
+        return [add_argmax(inner, logits, vocabulary_size), *_no_log_probabilities(inner, uniform)]
+
+    # One `If` for a batch that is greedy and nothing else: each costs as much as several nodes.
+    token, *log_probabilities = op.when(op.Or(draws, op.Or(has_entries, wanted)), by_rules, greedy)
     total = op.ReduceSum(logits, op.constant([1]), keepdims=0)
-    bad = op.Or(op.IsNaN(total), op.IsInf(total))
-    return Sampled(op.Where(bad, op.constant(-1), token), *_log_probabilities(op, logits, token, vocabulary_size))
+    is_finite = op.Less(op.Abs(total), op.constant(np.inf, np.float32))
+    return Sampled(op.Where(is_finite, token, op.constant(-1)), *log_probabilities)
 
 
-def _choose(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: int) -> str:
-    temperature, one = _column(op, 0), op.constant([1])
-    is_greedy = op.Equal(temperature, op.constant(0, np.float32))
-    is_drawn = op.Not(is_greedy)
-    nothing = op.ConstantOfShape(op.Shape(uniform), value=_int64_zero())
+def _choose(op: GraphBuilder, logits: str, uniform: str, draws: str, is_drawn: str, vocabulary_size: int) -> str:
+    one = op.constant([1])
+    greedy = add_argmax(op, logits, vocabulary_size)
 
     def draw(inner: GraphBuilder) -> list[str]:
-        divisor = inner.Where(is_greedy, inner.constant(1, np.float32), temperature)
+        divisor = inner.Where(is_drawn, _column(inner, 0), inner.constant(1, np.float32))
         rules = Rules(divisor, inner.Unsqueeze(INPUTS.top_k, one), _column(inner, 1), _column(inner, 2))
-        return [add_draw(inner, logits, rules, is_drawn, inner.Unsqueeze(uniform, one), vocabulary_size)]
+        drawn = add_draw(inner, logits, rules, is_drawn, inner.Unsqueeze(uniform, one), vocabulary_size)
+        return [inner.Where(squeeze(inner, is_drawn), drawn, greedy)]
 
-    (drawn,) = op.when(any_of(op, is_drawn), draw, lambda _: [nothing])
-    (greedy,) = op.when(
-        any_of(op, is_greedy), lambda inner: [inner.ArgMax(logits, axis=1, keepdims=0)], lambda _: [nothing]
-    )
-    return op.Where(op.Squeeze(is_greedy, one), greedy, drawn)
+    (token,) = op.when(draws, draw, lambda _: [greedy])
+    return token
 
 
 def _column(op: GraphBuilder, index: int) -> str:
@@ -96,7 +106,7 @@ def _adjust(op: GraphBuilder, logits: str) -> str:
     return op.ScatterElements(logits, INPUTS.adjust_ids, values, axis=1)
 
 
-def _log_probabilities(op: GraphBuilder, logits: str, token: str, vocabulary_size: int) -> tuple[str, ...]:
+def _log_probabilities(op: GraphBuilder, logits: str, token: str, wanted: str, vocabulary_size: int) -> tuple[str, ...]:
     num_top = op.Min(op.Reshape(INPUTS.num_top, op.constant([1])), op.constant([vocabulary_size]))
 
     def compute(inner: GraphBuilder) -> list[str]:
@@ -104,20 +114,14 @@ def _log_probabilities(op: GraphBuilder, logits: str, token: str, vocabulary_siz
         index = inner.Unsqueeze(token, inner.constant([1]))
         chosen = inner.GatherElements(log_probabilities, index, axis=1)
         values, tokens = inner.node("TopK", [log_probabilities, num_top], 2, axis=1)
-        return [inner.Squeeze(chosen, inner.constant([1])), tokens, values]
+        return [squeeze(inner, chosen), tokens, values]
 
-    def leave_out(inner: GraphBuilder) -> list[str]:
-        rows = inner.Shape(token)
-        empty = inner.Concat(rows, inner.constant([0]), axis=0)
-        return [
-            inner.ConstantOfShape(rows),
-            inner.ConstantOfShape(empty, value=_int64_zero()),
-            inner.ConstantOfShape(empty),
-        ]
-
-    wanted = op.GreaterOrEqual(INPUTS.num_top, op.constant(0))
-    return op.when(wanted, compute, leave_out)
+    return op.when(wanted, compute, lambda inner: _no_log_probabilities(inner, token))
 
 
-def _int64_zero() -> TensorProto:
-    return numpy_helper.from_array(np.zeros(1, np.int64))
+def _no_log_probabilities(op: GraphBuilder, rows: str) -> list[str]:
+    """Zeros and no tokens, for as many rows as this value `[row]` has."""
+    shape = op.Shape(rows)
+    empty = op.Concat(shape, op.constant([0]), axis=0)
+    nothing = numpy_helper.from_array(np.zeros(1, np.int64))
+    return [op.ConstantOfShape(shape), op.ConstantOfShape(empty, value=nothing), op.ConstantOfShape(empty)]

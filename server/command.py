@@ -47,7 +47,8 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     # The settings check choices and sizes, and say what is wrong in the same words whatever the source.
     is_word = get_origin(field.annotation) is Literal or ByteSize in get_args(field.annotation)
     kind = str if is_word else field.annotation
-    default = "" if field.is_required() or field.default is None else f" [default: {field.default}]"
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    default = "" if value is None else f" [default: {value}]"
     option = typer.Option(
         _SPELLINGS.get(name, f"--{name.replace('_', '-')}"),
         help=(field.description or "").replace("\n", " ") + default.replace("[", r"\["),

@@ -18,11 +18,15 @@ from pydantic_settings import (
 )
 
 from server.engine.settings import EngineSettings
+from server.runtime.cores import num_cores
 from statewise.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 ENV_PREFIX = "STATEWISE_"
+
+MESSAGES_PER_SECOND_AND_CORE = 100.0
+"""A message takes the two ends about 200 us beside a model that keeps every core busy: a fiftieth of these."""
 
 _OTHER_VARIABLES = {"STATEWISE_ADDRESS", "STATEWISE_TRACEBACK"}
 
@@ -74,11 +78,11 @@ class ServerSettings(BaseSettings):
     max_buffered_items: int = Field(default=65536, ge=1)
     """Ids, vector components and log-probabilities that may wait for a slow reader before it is cut off."""
 
-    stream_interval_ms: float = Field(default=30.0, ge=0, le=1000)
+    stream_interval_ms: float = Field(default=50.0, ge=0, le=1000)
     """Least milliseconds between two messages of a stream after its first; 0 sends one for every step."""
 
-    max_messages_per_second: float = Field(default=500.0, gt=0)
-    """Messages over all streams; with many streams each gets fewer of them, with more items in each."""
+    max_messages_per_second: float = Field(default_factory=lambda: MESSAGES_PER_SECOND_AND_CORE * num_cores(), gt=0)
+    """Messages over all streams, 100 for each core by default; of many streams each gets fewer, with more in each."""
 
     grace_seconds: float = Field(default=20.0, ge=0)
     """How long running streams may go on after SIGTERM."""

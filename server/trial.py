@@ -74,6 +74,7 @@ def try_bundle(
         *("--threads", str(settings.intra_op_threads)),
         *("--address-space", str(limits.address_space_bytes if on_cpu else 0)),
         *("--cpu-seconds", str(limits.cpu_seconds), "--seconds", str(limits.seconds)),
+        *(() if settings.cuda_graphs else ("--no-cuda-graphs",)),
     ]
     fault = run_child(command, limits.seconds, cancelled or threading.Event())
     if fault:
@@ -157,6 +158,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--address-space", type=int, default=0, help="bytes; 0 sets no limit")
     parser.add_argument("--cpu-seconds", type=int, default=600)
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--no-cuda-graphs", dest="captures", action="store_false")
     return parser.parse_args(arguments)
 
 
@@ -192,7 +194,14 @@ def _load(options: argparse.Namespace) -> None:
     spec, threads = bundle.manifest.model, options.threads
     if spec.generates:
         capacity = capacity_for(1, spec.max_positions or 0)
-        Runner.load(bundle, options.variant, max_rows=1, capacity=capacity, intra_op_threads=threads).warm_up()
+        Runner.load(
+            bundle,
+            options.variant,
+            max_rows=1,
+            capacity=capacity,
+            intra_op_threads=threads,
+            captures=options.captures,
+        ).warm_up()
     for graph in bundle.variant(options.variant).one_shot_graphs:
         OneShotRunner.load(bundle, options.variant, graph, intra_op_threads=threads).warm_up()
 

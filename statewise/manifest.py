@@ -57,6 +57,8 @@ class Variant(Strict):
     precision: Literal["float32", "float16", "int8", "int4"]
     step: FileName | None = None
     """One run: `time` new items of every row, one output item per row (prefill, and decode). None without state."""
+    choose: FileName | None = None
+    """One run after the step's: what the model put out to one item per row; where absent, the step itself chooses."""
     decode: FileName | None = None
     """One run: K items for every row, the state looping inside the graph."""
     mixed: FileName | None = None
@@ -82,8 +84,8 @@ class Variant(Strict):
     @property
     def graphs(self) -> tuple[str, ...]:
         """Names of the ONNX files."""
-        names = (self.step, self.decode, self.mixed, self.encode, self.predict, self.score, self.inspect)
-        return tuple(name for name in names if name)
+        first = (self.step, self.choose, self.decode, self.mixed, self.encode)
+        return (*(name for name in first if name), *self.one_shot_graphs.values())
 
     @property
     def one_shot_graphs(self) -> dict[OneShotGraph, FileName]:

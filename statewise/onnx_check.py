@@ -68,7 +68,7 @@ def _state_names(name: str, variant: Variant, model: ModelSpec) -> tuple[set[str
     """What a graph reads and what it writes of the state, as its inputs and outputs are to be named."""
     reads = {state.name for state in model.state}
     writes = {state.name for state in model.state if state.kind != "memory"}
-    if name in variant.one_shot_graphs.values():
+    if name in (variant.choose, *variant.one_shot_graphs.values()):
         reads, writes = set(), set()
     if name == variant.encode:
         reads, writes = set(), {state.name for state in model.state if state.kind != "cache"}

@@ -6,8 +6,8 @@ Order: logit bias, penalties, temperature, top-k, top-p, min-p, draw by inverse 
 A row that restricts nothing draws in vocabulary order. Top-k, top-p and min-p each keep the first of the tokens sorted
 by falling logit (ties: lower id first), so together they keep the fewest of the three, and the draw goes through these.
 Sorting a whole vocabulary would take longer than the model's own step, so behind the HEAD most probable tokens, logits
-GRID apart count as ties, and the limit is a mass rather than a token: the last token may keep a part of its
-probability. A row's result depends on that row alone.
+GRID apart count as ties: of the group in which top-k or top-p ends, every token keeps the same part of its probability,
+and the draw goes on in vocabulary order. A row's result depends on that row alone.
 """
 
 from __future__ import annotations
@@ -187,44 +187,53 @@ def choose(logits: FloatArray, params: SamplingParams, uniform: np.float32) -> i
     scaled = logits / np.float32(params.temperature)
     weights = np.exp(scaled - scaled.max())
     weights /= weights.sum(dtype=np.float32)
+    order = np.arange(len(scaled))
     if params.restricts:
         order = sort_tokens(scaled)
-        ends, mass = restrict(scaled[order], weights[order], params)
-    else:
-        order, ends = np.arange(len(scaled)), np.cumsum(weights, dtype=np.float64)
-        mass = float(ends[-1])
-    return int(order[np.count_nonzero(ends <= np.float64(uniform) * mass)])
+        weights = restrict(scaled[order], weights[order], params)
+    ends = np.cumsum(weights, dtype=np.float64)
+    return int(order[np.count_nonzero(ends <= np.float64(uniform) * ends[-1])])
 
 
 def sort_tokens(scaled: NDArray[Any]) -> NDArray[np.int64]:
-    """Tokens from the most probable down, those behind the head by group and id; scaled `[vocabulary]`."""
+    """The head's tokens from the most probable down, then the others by id; scaled `[vocabulary]`."""
     order = np.argsort(-scaled, kind="stable")
-    head, rest = order[:HEAD], np.sort(order[HEAD:])
-    return np.concatenate([head, rest[np.argsort(_groups(scaled[rest], scaled[head[-1]]), kind="stable")]])
+    return np.concatenate([order[:HEAD], np.sort(order[HEAD:])])
 
 
-def restrict(scaled: NDArray[Any], weights: NDArray[Any], params: SamplingParams) -> tuple[NDArray[np.float64], float]:
-    """Running sums of the weights that min-p leaves, and where top-k and top-p end; tokens in `sort_tokens` order."""
-    cumulative = np.cumsum(weights, dtype=np.float64)
+def restrict(scaled: NDArray[Any], weights: NDArray[Any], params: SamplingParams) -> NDArray[np.float64]:
+    """The weights that top-k, top-p and min-p leave, zero for who is excluded; tokens in `sort_tokens` order."""
     head = min(HEAD, len(weights))
+    kept = weights.astype(np.float64)
+    ends = np.cumsum(kept[:head])
+    groups = _groups(scaled[head:], scaled[head - 1])
+    masses = np.bincount(groups, kept[head:], NUM_GROUPS).astype(np.float64)
     # Top-p is a share of what top-k has left; a token is kept while the mass before it is below that.
-    share = np.float64(np.float32(params.top_p)) * _mass_of_top_k(scaled, cumulative, params.top_k)
+    share = np.float64(np.float32(params.top_p)) * _mass_of_top_k(ends, groups, masses, params.top_k)
     likely = weights >= np.float32(params.min_p) * weights[0]
-    keep = likely[:head] & ((cumulative - weights)[:head] < share) & (np.arange(head) < (params.top_k or head))
-    kept = max(int(np.count_nonzero(keep)), 1)
-    ends = np.cumsum(np.where(likely, weights, 0), dtype=np.float64)
-    return ends, float(ends[kept - 1] if kept < head else max(ends[head - 1], min(share, ends[-1])))
+    inside = likely[:head] & ((ends - kept[:head]) < share) & (np.arange(head) < (params.top_k or head))
+    num_kept = max(int(np.count_nonzero(inside)), 1)
+    part = _parts(ends[-1], masses, share) if num_kept == head else np.zeros(NUM_GROUPS)
+    kept[num_kept:head] = 0
+    kept[head:] *= part[groups] * likely[head:]
+    return kept
 
 
-def _mass_of_top_k(scaled: NDArray[Any], cumulative: NDArray[np.float64], top_k: int) -> float:
-    if not 0 < top_k < len(cumulative):
-        return float(cumulative[-1])
-    if top_k <= HEAD:
-        return float(cumulative[top_k - 1])
-    # Inside a group, each token counts for the group's mean.
-    sizes = np.bincount(_groups(scaled[HEAD:], scaled[HEAD - 1]), minlength=NUM_GROUPS)
-    ends = HEAD + np.cumsum(np.append(0, sizes))
-    return float(np.interp(top_k, ends, cumulative[ends - 1]))
+def _mass_of_top_k(
+    ends: NDArray[np.float64], groups: NDArray[np.int64], masses: NDArray[np.float64], top_k: int
+) -> float:
+    head = len(ends)
+    if 0 < top_k <= head:
+        return float(ends[top_k - 1])
+    sizes = np.bincount(groups, minlength=NUM_GROUPS).astype(np.float64)
+    part = _parts(head, sizes, top_k or head + len(groups))
+    return float(ends[-1] + (part * masses).sum())
+
+
+def _parts(first: float, amounts: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
+    """The part of each group that lies before the limit, as `first` and the groups before it add up."""
+    room = limit - first - (np.cumsum(amounts) - amounts)
+    return np.clip(room, 0, amounts) / np.maximum(amounts, np.finfo(np.float64).tiny)
 
 
 def _groups(scaled: NDArray[Any], last_of_head: Any) -> NDArray[np.int64]:

@@ -91,6 +91,7 @@ class Engine:
             capacity=memory.capacity_for(1),
             intra_op_threads=settings.intra_op_threads,
             with_mixed=settings.mixed_steps,
+            captures=settings.cuda_graphs,
         )
         runner.warm_up()
         file = bundle.manifest.tokenizer

@@ -37,6 +37,9 @@ class EngineSettings(BaseModel):
     """Whether a prompt's chunk is read in the run that decodes, where the bundle has a graph for it: more throughput
     for a second copy of the weights in memory."""
 
+    cuda_graphs: bool = True
+    """Whether decode steps on a GPU are captured as CUDA graphs, where they can be."""
+
     decode_ms: float = Field(default=15.0, gt=0)
     """Milliseconds that one decode run may take; sets how many items each row makes in it."""
 

@@ -35,18 +35,24 @@ class BoundRun:
         self._sizes: tuple[int, ...] | None = None
         self._bind_results()
 
-    def run(self, inputs: Mapping[str, Array], sizes: tuple[int, ...]) -> list[Array]:
+    def run(
+        self, inputs: Mapping[str, Array], sizes: tuple[int, ...], options: onnxruntime.RunOptions | None = None
+    ) -> list[Array]:
         """The wanted results; `sizes` are all numbers on which their shapes depend beside the rows that are bound."""
         for name, value in inputs.items():
             self._set(name, np.asarray(value))
         if sizes != self._sizes or not self._keeps:
             self._bind_results()
             self._sizes = sizes
-        self._session.run_with_iobinding(self.binding)
-        if not self._results:
+        self._session.run_with_iobinding(self.binding, options)
+        if self._wanted and not self._results:
             self._results = self.binding.get_outputs()[: len(self._wanted)]
         # The next run writes to the same place.
         return [value.numpy().copy() for value in self._results]
+
+    def capture(self, options: onnxruntime.RunOptions) -> bool:
+        """Run a graph that has all bound as a CUDA graph is captured; False where it cannot be now, and is not run."""
+        return bool(self._session.capture(self.binding, options))
 
     def _set(self, name: str, value: Array) -> None:
         held = self._inputs.get(name)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from server.runtime.cuda_session import CUDA_CALLS
 from server.runtime.memory import Array, View, bind, host_view
 from server.runtime.onnx import onnxruntime
 from server.runtime.sessions import create_session
@@ -53,11 +54,16 @@ class DeviceMemory:
 
     def zeros(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceBuffer:
         # Attention weighs what lies behind a row's end with zero, and zero times the NaN of unset memory is NaN.
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self._device, 0)
+        with CUDA_CALLS.shared():
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self._device, 0)
         return DeviceBuffer(value, self._device, np.dtype(dtype), tuple(shape))
 
     def view(self, buffer: DeviceBuffer, rows: slice) -> View:
         return buffer[rows]
+
+    def fill(self, buffer: DeviceBuffer, values: Array) -> None:
+        with CUDA_CALLS.shared():
+            buffer.value.update_inplace(np.asarray(values, buffer.dtype))
 
     def copy(self, source: DeviceBuffer, source_rows: slice, target: DeviceBuffer, target_rows: slice) -> None:
         self._run("copy", {"source": source[source_rows]}, target[target_rows])

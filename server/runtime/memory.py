@@ -34,6 +34,9 @@ class Memory(Protocol):
     def view(self, buffer: Buffer, rows: slice) -> View:
         """Where some rows lie. The buffer must outlive its views."""
 
+    def fill(self, buffer: Buffer, values: Array) -> None:
+        """Write a whole buffer, which stays where it is."""
+
     def copy(self, source: Buffer, source_rows: slice, target: Buffer, target_rows: slice) -> None:
         """Copy rows, between buffers or within one, where they do not overlap."""
 
@@ -65,6 +68,9 @@ class HostMemory:
     def view(self, buffer: Array, rows: slice) -> View:
         part = buffer[rows]
         return View("cpu", part.dtype, part.shape, part.ctypes.data)
+
+    def fill(self, buffer: Array, values: Array) -> None:
+        buffer[...] = values
 
     def copy(self, source: Array, source_rows: slice, target: Array, target_rows: slice) -> None:
         target[target_rows] = source[source_rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.runtime.bound_run import BoundRun
+from server.runtime.captured import SplitStep, load_step
 from server.runtime.device_memory import DeviceMemory
 from server.runtime.memory import HOST, Memory, bind, host_view
 from server.runtime.one_shot import bucket_of, pad_rows
@@ -18,13 +18,11 @@ from server.runtime.onnx import onnxruntime
 from server.runtime.sampler_table import SamplerTable
 from server.runtime.sessions import create_session, num_threads
 from server.runtime.state_pool import StatePool
+from server.runtime.state_runs import StateRuns
 from statewise.bundle import Bundle
 from statewise.model_spec import InputSpec, ModelSpec, TokenInput
 
 Array = NDArray[Any]
-
-MAX_BINDINGS = 256
-"""Bindings that are kept: about two for each number of rows, and for each row that is fed alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,8 @@ class Runner:
         decode: onnxruntime.InferenceSession | None,
         max_rows: int,
         *,
+        choose: onnxruntime.InferenceSession | None = None,
+        captures: bool = False,
         mixed: onnxruntime.InferenceSession | None = None,
         encode: onnxruntime.InferenceSession | None = None,
         capacity: int | None = None,
@@ -73,8 +73,8 @@ class Runner:
         self._mixed = mixed
         self._encode = encode
         self._ragged_prefill = ragged_prefill
-        self._bound_runs: dict[Hashable, BoundRun] = {}
-        self._bound_to: tuple[StatePool, int] | None = None
+        self._runs = StateRuns()
+        self._split = SplitStep(spec, step, choose, self._runs, captures=captures) if choose is not None else None
 
     @classmethod
     def load(
@@ -86,28 +86,35 @@ class Runner:
         capacity: int | None = None,
         intra_op_threads: int = 0,
         with_mixed: bool = True,
+        captures: bool = True,
         device: str | None = None,
     ) -> Runner:
         """Load the graphs of one variant, for its own device unless another one is named.
 
         `capacity`: positions for which the pool has room at first; the model's own number where absent.
-        `with_mixed`: False leaves out the graph that prefills beside decoding.
+        `with_mixed`: False leaves out the graph that prefills beside decoding. `captures`: False makes no CUDA graphs.
         Raises BundleError where the device is not available, or ONNX Runtime refuses a graph.
         """
         variant = bundle.variant(variant_name)
         device = device or variant.device
         intra_op_threads = num_threads(intra_op_threads, variant.max_threads)
-        names = (variant.step, variant.decode, variant.mixed if with_mixed else None, variant.encode)
-        step, decode, mixed, encode = (
+        names = (variant.choose, variant.decode, variant.mixed if with_mixed else None, variant.encode)
+        choose, decode, mixed, encode = (
             create_session(bundle.path(name), device=device, intra_op_threads=intra_op_threads) if name else None
             for name in names
         )
-        assert step is not None
+        assert variant.step is not None
+        captures = captures and choose is not None
+        step, captures = load_step(
+            bundle.path(variant.step), device=device, intra_op_threads=intra_op_threads, captures=captures
+        )
         return cls(
             bundle.spec(variant_name),
             step,
             decode,
             max_rows,
+            choose=choose,
+            captures=captures,
             mixed=mixed,
             encode=encode,
             capacity=capacity,
@@ -131,6 +138,8 @@ class Runner:
         if self.spec.source is not None:
             self.encode(slice(0, 1), [_zeros(self.spec.source)[0]])
         self.step(slice(0, 1), items, np.ones(1, np.int64), self.sampler.no_noise(1, 1), num_rows=1)
+        if self._split is not None:
+            self._split.warm_up(self.pool)
         if self._decode is not None:
             self.decode(1, items, self.sampler.no_noise(1, 2), num_rows=1)
         if self._mixed is not None and self.pool.num_rows > 1:
@@ -180,7 +189,7 @@ class Runner:
             results = self._step_one_by_one(rows, items, lengths, noise, wanted, num_rows)
         else:
             inputs = {"items": items, "lengths": lengths, **self.sampler.inputs(rows, noise)}
-            results = self._run(self._step, {"": rows}, inputs, wanted)
+            results = self._run_step(rows, inputs, wanted)
             self.pool.commit(rows, num_rows, lengths)
         return _one_step(results, with_outputs=with_outputs)
 
@@ -210,7 +219,7 @@ class Runner:
             row = slice(rows.start + index, rows.start + index + 1)
             inputs = {"items": items[one, :length], "lengths": lengths[one]}
             inputs |= {name: value[one] if np.ndim(value) else value for name, value in sampling.items()}
-            results.append(self._run(self._step, {"": row}, inputs, wanted) if length else None)
+            results.append(self._run_step(row, inputs, wanted) if length else None)
             if length:
                 self.pool.commit(row, num_rows, lengths[one])
         blank = [np.zeros_like(part) for part in next(result for result in results if result is not None)]
@@ -227,7 +236,7 @@ class Runner:
         if self._decode is None or num_steps == 1:
             return self.step(rows, items, np.ones(num_decoding, np.int64), noise, num_rows=num_rows)
         inputs = {"items": items, "steps": np.array(num_steps), **self.sampler.inputs(rows, noise)}
-        results = self._run(self._decode, {"": rows}, inputs, self._wanted())
+        results = self._runs.run(self.pool, self._decode, {"": rows}, inputs, self._wanted())
         self.pool.commit(rows, num_rows, num_steps)
         return StepResult(*results)
 
@@ -251,7 +260,7 @@ class Runner:
         rows = slice(0, num_decoding + 1)
         inputs = {"items": items, "chunk.items": chunk, **self.sampler.inputs(rows, noise)}
         parts = {"": slice(0, num_decoding), "chunk.": slice(num_decoding, num_decoding + 1)}
-        results = self._run(self._mixed, parts, inputs, self._wanted(with_outputs=with_outputs))
+        results = self._runs.run(self.pool, self._mixed, parts, inputs, self._wanted(with_outputs=with_outputs))
         self.pool.commit(rows, num_rows, np.array([1] * num_decoding + [chunk.shape[1]]))
         return _one_step(results, with_outputs=with_outputs)
 
@@ -268,37 +277,10 @@ class Runner:
         self.pool.load_row(other, state)
         self.sampler.load_row(other, parameters)
 
-    def _run(
-        self,
-        session: onnxruntime.InferenceSession,
-        parts: dict[str, slice],
-        inputs: dict[str, Array],
-        wanted: list[str],
-    ) -> list[Array]:
-        """Run a graph; `parts` are the rows whose state it reads and writes, by the prefix of the state's names."""
-        bound = self._bound(session, parts, wanted)
-        return bound.run(inputs, (int(inputs.get("steps", 1)), int(inputs.get("sampling.num_top", 0))))
-
-    def _bound(self, session: onnxruntime.InferenceSession, parts: dict[str, slice], wanted: list[str]) -> BoundRun:
-        """A binding that has the state of these rows: caches stay in their place, recurrent state has two of them."""
-        if self._bound_to != (self.pool, self.pool.num_resizes) or len(self._bound_runs) == MAX_BINDINGS:
-            self._bound_runs.clear()
-            self._bound_to = (self.pool, self.pool.num_resizes)
-        places = ((prefix, rows.start, rows.stop) for prefix, rows in parts.items())
-        key = (session, len(wanted), self.pool.is_swapped, *places)
-        if key not in self._bound_runs:
-            bound = BoundRun(session, wanted, keeps=self.pool.memory is HOST)
-            self._bind_state(bound.binding, parts)
-            self._bound_runs[key] = bound
-        return self._bound_runs[key]
-
-    def _bind_state(self, binding: onnxruntime.IOBinding, parts: dict[str, slice]) -> None:
-        for spec in self.spec.state:
-            current, new = self.pool.buffers(spec.name)
-            for prefix, rows in parts.items():
-                bind(binding.bind_input, f"{prefix}state.{spec.name}", self.pool.memory.view(current, rows))
-                if new is not None:
-                    bind(binding.bind_output, f"{prefix}new_state.{spec.name}", self.pool.memory.view(new, rows))
+    def _run_step(self, rows: slice, inputs: dict[str, Array], wanted: list[str]) -> list[Array]:
+        if self._split is not None:
+            return self._split.run(self.pool, rows, inputs, wanted)
+        return self._runs.run(self.pool, self._step, {"": rows}, inputs, wanted)
 
     def _wanted(self, *, with_outputs: bool = False) -> list[str]:
         return [*self.sampler.results, "output"] if with_outputs else [*self.sampler.results]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from server.runtime.cores import num_cores
+from server.runtime.cuda_session import CudaSession
 from server.runtime.onnx import onnxruntime
 from server.runtime.providers import why_not
 from statewise.errors import BundleError
@@ -26,11 +27,18 @@ differently, and these must not."""
 
 
 def create_session(
-    model: Path | bytes, *, device: str = "cpu", intra_op_threads: int = 0
+    model: Path | bytes,
+    *,
+    device: str = "cpu",
+    intra_op_threads: int = 0,
+    captures: bool = False,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load a graph, from a file or from its bytes, for a device.
 
     `intra_op_threads`: threads of one run on the CPU; 0 means every core that this process may use.
+    `captures`: whether runs on CUDA may be captured; all whose `gpu_graph_id` is not -1 are then.
+    `profile`: with what the name of a file begins that tells what each operator took, once the session is told to.
     Raises BundleError where the device is not available here, or ONNX Runtime refuses the graph.
     """
     name = model.name if isinstance(model, Path) else "a graph of the server's own"
@@ -38,11 +46,14 @@ def create_session(
     if reason:
         raise BundleError(f"{name}: cannot run on {device}: {reason}")
     options = _options(intra_op_threads)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
-        session = onnxruntime.InferenceSession(
+        session_class = CudaSession if device == "cuda" else onnxruntime.InferenceSession
+        session = session_class(
             str(model) if isinstance(model, Path) else model,
             options,
-            providers=_providers(device),
+            providers=_providers(device, captures=captures),
             enable_fallback=0,
             disabled_optimizers=_DISABLED_OPTIMIZERS,
         )
@@ -56,7 +67,7 @@ def create_session(
 
 def num_threads(wanted: int, limit: int | None) -> int:
     """Threads of one run on the CPU: as many as are wanted, every core for 0, up to a limit."""
-    chosen = wanted or _num_cores()
+    chosen = wanted or num_cores()
     return chosen if limit is None else min(chosen, limit)
 
 
@@ -74,14 +85,10 @@ def _options(intra_op_threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _providers(device: str) -> list[Any]:
+def _providers(device: str, *, captures: bool) -> list[Any]:
     # Beside CUDA the CPU stays: ONNX Runtime computes shapes there, and control flow.
-    return [("CUDAExecutionProvider", _CUDA_OPTIONS), "CPUExecutionProvider"][0 if device == "cuda" else 1 :]
-
-
-def _num_cores() -> int:
-    # Where the operating system can say it, the cores of this process rather than of the machine.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cuda = _CUDA_OPTIONS | ({"enable_cuda_graph": "1"} if captures else {})
+    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"][0 if device == "cuda" else 1 :]
 
 
 def first_line(error: Exception) -> str:

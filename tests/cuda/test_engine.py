@@ -27,7 +27,8 @@ pytestmark = pytest.mark.cuda
 def engine_of(name: str, variant: str, **settings: Any) -> Iterator[Engine]:
     bundle, chosen = draft(name, variant), EngineSettings(**settings)
     memory = StateMemory.of(chosen, bundle.spec(variant), bundle.variant(variant).device)
-    runner = Runner.load(bundle, variant, max_rows=memory.max_rows, capacity=memory.capacity_for(1))
+    capacity, captures = memory.capacity_for(1), chosen.cuda_graphs
+    runner = Runner.load(bundle, variant, max_rows=memory.max_rows, capacity=capacity, captures=captures)
     runner.warm_up()
     engine = Engine(bundle.manifest, variant, runner, None, chosen, memory)
     engine.start()
@@ -99,12 +100,13 @@ def test_rows_move_inside_the_device(dtype: Any) -> None:
         assert all(actual.tensors[name].tobytes() == part.tobytes() for name, part in expected.tensors.items())
 
 
+@pytest.mark.parametrize("captures", [True, False])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", MODELS)
-def test_speed(name: str, variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_speed(name: str, variant: str, captures: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Tokens per second of 1 and of 16 streams, printed: a figure to look at, not a limit."""
     for num_rows in (1, 16):
-        with engine_of(name, variant, max_rows=16) as engine:
+        with engine_of(name, variant, max_rows=16, cuda_graphs=captures) as engine:
             asked = [GenerationRequest(np.array([5, 6, 7]), GREEDY, 200) for _ in range(num_rows)]
             run_all(engine, asked)
             started = time.perf_counter()
@@ -112,5 +114,6 @@ def test_speed(name: str, variant: str, capsys: pytest.CaptureFixture[str]) -> N
             seconds = time.perf_counter() - started
         num_tokens = sum(len(output.items) for output in outputs)
         with capsys.disabled():
-            print(f"\n{name} {variant}, {num_rows} streams: {num_tokens / seconds:.0f} tokens/s", end="")
+            graphs = "" if captures else ", without CUDA graphs"
+            print(f"\n{name} {variant}{graphs}, {num_rows} streams: {num_tokens / seconds:.0f} tokens/s", end="")
         assert num_tokens == 200 * num_rows

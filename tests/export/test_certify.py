@@ -17,11 +17,12 @@ import export.mixture
 import export.pipeline
 import export.sampler
 from export.builder import GraphBuilder
-from export.certify import BATCH_SIZES, CHUNKS, NUM_GENERATED, PROMPT_LENGTHS, certify
+from export.certify import BATCH_SIZES, CHUNKS, PROMPT_LENGTHS, certify
 from export.mixture import add_mixture_sampler
 from export.pipeline import Exported, export_checkpoint, reference_of, scale_of
 from export.report import checks
 from export.sampler import Sampled, add_sampler
+from export.token_agreement import NUM_GENERATED
 from export.trace import TracedStep, trace_mixed, trace_step
 from statewise.bundle import find_bundle, open_bundle
 from statewise.certificate import Certificate, check_certificate

@@ -224,6 +224,28 @@ def test_rows_near_their_end_are_fed_without_padding() -> None:
         np.testing.assert_allclose(result.outputs[row], expected[row][-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", [FLOAT16, FLOAT32])
+def test_the_choice_of_a_transformers_item_is_a_graph_of_its_own(variant: str) -> None:
+    """The sampler's control flow stands in `choose`, which reads the step's output and no weights."""
+    bundle = draft_bundle("transformer", variant)
+    files = bundle.variant(variant)
+    assert files.choose is not None
+    step, choose = (onnx.load(str(bundle.path(file)), load_external_data=False) for file in (files.step, files.choose))
+
+    assert "If" not in {node.op_type for node in step.graph.node}
+    assert "If" in {node.op_type for node in choose.graph.node}
+    assert "step.output" in {value.name for value in choose.graph.input}
+    assert not choose.graph.initializer
+
+
+def test_a_recurrent_step_chooses_itself() -> None:
+    """One run of its decode graph makes many items, so that nothing is to be captured."""
+    files = draft_bundle("gru-text", FLOAT16).variant(FLOAT16)
+
+    assert files.choose is None
+    assert files.decode is not None
+
+
 @pytest.mark.parametrize("variant", ["cpu-float32", FLOAT32])
 def test_nan_of_one_request_does_not_reach_the_next(variant: str) -> None:
     """What a request that went wrong leaves in a row is not seen by who has the row, or its memory, afterwards."""

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from export.draw import BLOCK
+from export.blocks import BLOCK
 from statewise.sampling import GREEDY, SamplingParams, log_softmax
 from tests.export.sampler_rows import LARGEST, Row, run
 
 
-def company() -> list[Row]:
+def company(size: int = 1003) -> list[Row]:
     """Make a batch of every kind of row: greedy, unrestricted, restricted, flat, biased and penalized."""
     rng = np.random.default_rng(5)
     kinds = [
@@ -25,14 +25,17 @@ def company() -> list[Row]:
         (2.0, SamplingParams(repetition_penalty=1.3, presence_penalty=0.5)),
         (2.0, SamplingParams(temperature=0.0, frequency_penalty=1.0)),
         (0.5, SamplingParams(min_p=0.02)),
+        (0.5, SamplingParams(top_k=300)),
+        (3.0, SamplingParams(temperature=1.5, top_p=0.99999)),
+        (0.5, SamplingParams(top_k=300, top_p=0.8, min_p=0.1)),
     ]
     return [
         Row(
-            rng.normal(0, width, 1003).astype(np.float32),
+            rng.normal(0, width, size).astype(np.float32),
             params,
             rng.random(dtype=np.float32),
-            rng.integers(0, 1003, 20).tolist(),
-            rng.integers(0, 1003, 7).tolist(),
+            rng.integers(0, size, 20).tolist(),
+            rng.integers(0, size, 7).tolist(),
         )
         for width, params in kinds * 3
     ]
@@ -42,9 +45,10 @@ def parts(result: Sequence[np.ndarray], row: int) -> list[bytes]:
     return [values[row].tobytes() for values in result]
 
 
-def test_a_row_does_not_depend_on_its_company() -> None:
+@pytest.mark.parametrize("size", [1003, 2000])
+def test_a_row_does_not_depend_on_its_company(size: int) -> None:
     """Token and log-probabilities are bit for bit the same alone, in a pair and in every order of a full batch."""
-    rows = company()
+    rows = company(size)
     together = run(rows, num_top=5)
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
     shuffled = run([rows[index] for index in order], num_top=5)
@@ -69,9 +73,10 @@ def border_of(row: Row) -> tuple[np.float32, np.float32]:
     return np.int32(low).view(np.float32), np.int32(high).view(np.float32)
 
 
-def test_a_draw_at_the_very_border_does_not_depend_on_its_company() -> None:
+@pytest.mark.parametrize("size", [1003, 2000])
+def test_a_draw_at_the_very_border_does_not_depend_on_its_company(size: int) -> None:
     """The last number that gives one token and the first that gives another do so in every batch: no bit differs."""
-    rows = [row for row in company()[:8] if not row.params.is_greedy]
+    rows = [row for row in company(size)[:11] if not row.params.is_greedy]
     at_borders = [
         [replace(row, uniform=number) for row, number in zip(rows, side, strict=True)]
         for side in zip(*map(border_of, rows), strict=True)

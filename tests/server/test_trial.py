@@ -20,8 +20,8 @@ from tests.small_bundles import CERTIFICATE, CONTENT, STEP, VARIANT, write_bundl
 SETTINGS = EngineSettings(max_rows=2, intra_op_threads=1)
 
 
-def attempt(folder: Path, **limits: float) -> None:
-    try_bundle(open_bundle(folder), VARIANT, SETTINGS, TrialLimits(**limits))
+def attempt(folder: Path, settings: EngineSettings = SETTINGS, **limits: float) -> None:
+    try_bundle(open_bundle(folder), VARIANT, settings, TrialLimits(**limits))
 
 
 def constant(name: str, value: list[int] | int | bool) -> TensorProto:
@@ -29,8 +29,11 @@ def constant(name: str, value: list[int] | int | bool) -> TensorProto:
 
 
 def test_a_good_bundle_passes(tmp_path: Path) -> None:
-    """A bundle that loads and runs is let through."""
-    attempt(write_bundle(tmp_path))
+    """A bundle that loads and runs is let through, whatever the settings."""
+    folder = write_bundle(tmp_path)
+
+    attempt(folder)
+    attempt(folder, SETTINGS.model_copy(update={"cuda_graphs": False}))
 
 
 def test_a_graph_that_onnx_runtime_refuses_is_named(tmp_path: Path) -> None:

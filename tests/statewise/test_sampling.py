@@ -190,7 +190,7 @@ def test_draws_behind_the_head_follow_the_renormalized_distribution(params: Samp
     ends = probabilities(logits)[order].cumsum() / probabilities(logits)[order][:num_kept].sum()
     drawn = rank[[choose(logits, params, u) for u in Uniforms(20_111).take(0, 20_000)]]
 
-    # In the group where the limit lies, the lowest ids are kept: nine bins end before it, the last one holds it.
+    # The group where the limit lies is kept in part: nine bins end before it, the last one holds it.
     group = int(GRID * 1000)
     bins = np.linspace(0, num_kept - group, 10).astype(int)
     expected = 20_000 * np.diff([0, *ends[bins[1:] - 1], 1])
@@ -198,6 +198,19 @@ def test_draws_behind_the_head_follow_the_renormalized_distribution(params: Samp
 
     assert drawn.max() < num_kept + group
     assert ((counts - expected) ** 2 / expected).sum() < 27.88
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_p=0.5), SamplingParams(top_k=500)])
+def test_of_equals_behind_the_head_each_keeps_the_same_part(params: SamplingParams) -> None:
+    """Of 1,000 equally probable tokens, the head's draw twice as often as they would, the others alike, by ten bins."""
+    logits = np.zeros(1000, np.float32)
+    expected = np.full(1000, (500 - HEAD) / (1000 - HEAD) / 500)
+    expected[:HEAD] = 1 / 500
+
+    counts = np.bincount([choose(logits, params, u) for u in Uniforms(7).take(0, 20_000)], minlength=1000)
+    observed, probable = (values.reshape(10, 100).sum(axis=1) for values in (counts, 20_000 * expected))
+
+    assert ((observed - probable) ** 2 / probable).sum() < 27.88
 
 
 def test_penalties_follow_their_formulas() -> None:

@@ -122,7 +122,8 @@ def _group_query_attention(
     """ONNX Runtime's operator, which appends to the cache in place where past and present are one buffer.
 
     Its contract: a row's `seqlens_k` is its total length less one; several rows with several new items each are
-    refused, so the runtime prefills one row at a time.
+    refused, so the runtime prefills one row at a time. The longest length is read on the host, and only bounds the
+    work: as the size of the cache it is a shape, where the true one would have to come back from a device.
     """
     rows, time, num_heads, head_size = query.shape
     total = position + lengths
@@ -135,7 +136,7 @@ def _group_query_attention(
             past_key,
             past_value,
             (total - 1).clamp(min=0).to(torch.int32),
-            total.max().to(torch.int32),
+            torch.full((), past_key.shape[2], dtype=torch.int32),
         ],
         attrs={"num_heads": num_heads, "kv_num_heads": key.shape[2]},
         dtypes=[query.dtype] * 3,
@@ -154,10 +155,13 @@ def _standard_attention(
     `position + time` items; `nonpad_kv_seqlen` counts it. ONNX Runtime checks neither.
     """
     time = query.shape[1]
+    # Not `position + time`: a sum of a tensor on the device and a size, known on the host, is copied from one to the
+    # other, and a graph with copies cannot be captured.
+    ends = (position[:, None] + torch.arange(1, time + 1))[:, -1]
     present = [_scatter(past, new, position) for past, new in ((past_key, key), (past_value, value))]
     attended: Tensor = torch.onnx.ops.symbolic(
         "Attention",
-        [query.transpose(1, 2), *present, None, None, None, position + time],
+        [query.transpose(1, 2), *present, None, None, None, ends],
         attrs={"is_causal": 1},
         dtype=query.dtype,
         shape=[query.shape[0], query.shape[2], time, query.shape[3]],

@@ -69,9 +69,11 @@ class TransformerTrunk(nn.Module):
             hidden = hidden * self.embedding_scale
         if self.position_embedding is not None:
             hidden = hidden + self.position_embedding(places)
+        # Tables are looked up as embeddings: indexing becomes GatherND, which no CUDA graph can replay, as it copies
+        # sizes that lie in memory of the moment on the host.
         if self.positions == "sinusoidal":
-            hidden = hidden + self.sinusoids[places]
-        rotation = self.rotations[places] if self.positions == "rotary" else None
+            hidden = hidden + F.embedding(places, self.sinusoids)
+        rotation = F.embedding(places, self.rotations) if self.positions == "rotary" else None
         hidden = self.dropout(self.embedding_norm(hidden))
         for layer in self.layers:
             hidden = layer(hidden, rotation, caches)

@@ -16,16 +16,19 @@ def sinusoidal_table(num_positions: int, width: int) -> Tensor:
 
 
 def rotary_table(num_positions: int, head_size: int, base: float, divisors: Sequence[float] | None = None) -> Tensor:
-    """Cosines and sines of each position's angles, `[position, 2, head_size / 2]` (Su et al. 2021)."""
+    """The cosines of each position's angles and then their sines, `[position, head_size]` (Su et al. 2021)."""
     angles = _angles(num_positions, head_size // 2, base, head_size)
     if divisors is not None:
         angles = angles / torch.tensor(divisors, dtype=torch.float64)
-    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
+    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
 def rotate(vectors: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + head_size / 2) of `[row, time, head, head_size]` by `[row, time, 2, head_size / 2]`."""
-    cosine, sine = rotation[:, :, None, 0], rotation[:, :, None, 1]
+    """Rotate the pairs (i, i + head_size / 2) of `[row, time, head, head_size]` by what the table says of their places.
+
+    rotation `[row, time, head_size]`
+    """
+    cosine, sine = rotation[:, :, None].chunk(2, dim=3)
     first, second = vectors.chunk(2, dim=3)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=3)
 

@@ -18,12 +18,14 @@ def masked_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, 
     query `[row, time, head, head_size]`; keys and values `[row, kv_head, source, head_size]`, each of whose heads is
     shared by a group of query heads; mask bool `[row, source]`. Returns the query's shape.
     """
-    num_heads, head_size = query.shape[2:]
-    groups = query.unflatten(2, (keys.shape[1], -1)).permute(0, 2, 3, 1, 4)
-    scores = groups @ keys.unsqueeze(2).transpose(3, 4) * head_size**-0.5
-    weights = torch.softmax(scores.masked_fill(~mask[:, None, None, None], float("-inf")), dim=4)
-    attended = F.dropout(weights, dropout) @ values.unsqueeze(2) if dropout else weights @ values.unsqueeze(2)
-    return attended.permute(0, 3, 1, 2, 4).flatten(2).unflatten(2, (num_heads, head_size))
+    time, num_heads, head_size = query.shape[1:]
+    # The heads of a group lie one below the other: as a batch of their own they would share one matrix, and the list of
+    # matrices that CUDA then takes from the host is not there any more when a CUDA graph is replayed.
+    groups = query.unflatten(2, (keys.shape[1], -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    scores = groups @ keys.transpose(2, 3) * head_size**-0.5
+    weights = torch.softmax(scores.masked_fill(~mask[:, None, None], float("-inf")), dim=3)
+    attended = (F.dropout(weights, dropout) if dropout else weights) @ values
+    return attended.unflatten(2, (-1, time)).permute(0, 3, 1, 2, 4).flatten(2).unflatten(2, (num_heads, head_size))
 
 
 class WholeRows:

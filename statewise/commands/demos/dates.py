@@ -20,13 +20,13 @@ from statewise.commands.demos.dates_data import HELD_OUT_STYLE, Dates, Pair, mak
 from statewise.commands.demos.processes import Serving
 from statewise.commands.demos.summary import (
     CertificateFigures,
+    DemoSummary,
     TrainingFigures,
     add_certificate,
     add_training,
     new_figure,
+    report,
     summary_table,
-    tell_files,
-    tell_next,
 )
 from statewise.commands.demos.work import Work, certificate_of
 
@@ -51,11 +51,10 @@ class Share(BaseModel):
         return f"{self.exact / self.asked:.1%} of {self.asked:,}"
 
 
-class DatesSummary(BaseModel):
+class DatesSummary(DemoSummary):
     """`summary.json` of the demo's folder."""
 
     training: TrainingFigures
-    certificate: CertificateFigures
     held_out_days: Share
     """Days that were not learnt from, in styles that were; all of this by the server, decoding greedily."""
     held_out_days_beams: Share
@@ -68,10 +67,6 @@ class DatesSummary(BaseModel):
     """Through gRPC, so many at once as STREAMS says."""
     babel: str
     """Its version, which is the data's."""
-    reused: list[str]
-    """What was there already."""
-    bundle: Path
-    pictures: list[Path]
 
 
 def run(work: Work) -> None:
@@ -168,15 +163,12 @@ def _by_language(pairs: Sequence[Pair], answers: Sequence[str]) -> dict[str, Sha
 
 
 def _report(summary: DatesSummary, dates: Dates, answers: _Answers, work: Work) -> None:
-    work.console.print(_examples(dates, answers))
-    work.console.print(_table(summary))
-    tell_files(work.console, bundles=[summary.bundle], pictures=summary.pictures, reused=summary.reused)
-    tell_next(
-        work.console,
+    commands = (
         f"serve --models {work.models}",
         f'generate {NAME} --source "9. März 2031"',
         f'generate {NAME} --source "quarta-feira, 9 de abril de 2031" --beams {BEAMS}',
     )
+    report(work.console, summary, [_examples(dates, answers), _table(summary)], commands)
 
 
 def _examples(dates: Dates, answers: _Answers) -> Table:

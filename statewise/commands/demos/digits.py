@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import sklearn
 from numpy.typing import NDArray
-from pydantic import BaseModel
 from rich.table import Table
 
 import statewise
@@ -20,13 +19,13 @@ from statewise.client import Client
 from statewise.commands.demos.processes import Serving
 from statewise.commands.demos.summary import (
     CertificateFigures,
+    DemoSummary,
     TrainingFigures,
     add_certificate,
     add_training,
     new_figure,
+    report,
     summary_table,
-    tell_files,
-    tell_next,
 )
 from statewise.commands.demos.work import Work, certificate_of
 from statewise.errors import ConfigError
@@ -39,11 +38,10 @@ AT_ONCE = 60
 PACKAGE = Path(statewise.__file__).parents[1] / "examples" / "plugin_vit"
 
 
-class DigitsSummary(BaseModel):
+class DigitsSummary(DemoSummary):
     """`summary.json` of the demo's folder."""
 
     training: TrainingFigures
-    certificate: CertificateFigures
     accuracy: float
     """Share of the held-back pictures that the server named rightly."""
     confusion: list[list[int]]
@@ -52,10 +50,6 @@ class DigitsSummary(BaseModel):
     """Of the held-back pictures, in one request after another."""
     scikit_learn: str
     """Its version, which is the data's."""
-    reused: list[str]
-    """What was there already."""
-    bundle: Path
-    pictures: list[Path]
 
 
 def run(work: Work) -> None:
@@ -154,10 +148,8 @@ def _confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArr
 
 
 def _report(summary: DigitsSummary, work: Work) -> None:
-    work.console.print()
-    work.console.print(_table(summary))
-    tell_files(work.console, bundles=[summary.bundle], pictures=summary.pictures, reused=summary.reused)
-    tell_next(work.console, f"serve --models {work.models}", f"predict {NAME} --file {work.folder / 'test.jsonl'}")
+    commands = (f"serve --models {work.models}", f"predict {NAME} --file {work.folder / 'test.jsonl'}")
+    report(work.console, summary, [_table(summary)], commands)
 
 
 def _table(summary: DigitsSummary) -> Table:

@@ -16,19 +16,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 from rich.table import Table
 
 from statewise.client import Client, Forecast
 from statewise.commands.demos.processes import Serving
 from statewise.commands.demos.summary import (
     CertificateFigures,
+    DemoSummary,
     TrainingFigures,
     add_certificate,
     add_training,
+    report,
     summary_table,
-    tell_files,
-    tell_next,
 )
 from statewise.commands.demos.work import Work, certificate_of
 from statewise.commands.fan import LEVELS, draw_fan
@@ -48,11 +47,10 @@ SHOWN = "2015/05/20"
 Days = NDArray[np.float32]
 
 
-class SeriesSummary(BaseModel):
+class SeriesSummary(DemoSummary):
     """`summary.json` of the demo's folder."""
 
     training: TrainingFigures
-    certificate: CertificateFigures
     num_forecasts: int
     """Of `horizon` days each, all in the last year."""
     horizon: int
@@ -66,10 +64,6 @@ class SeriesSummary(BaseModel):
     """Of 300 paths, through gRPC."""
     vega_datasets: str
     """Its version, which is the data's."""
-    reused: list[str]
-    """What was there already."""
-    bundle: Path
-    pictures: list[Path]
 
 
 def run(work: Work) -> None:
@@ -171,15 +165,12 @@ def _draw(work: Work, server: Serving, dates: list[str], days: Days) -> Path:
 
 
 def _report(summary: SeriesSummary, work: Work) -> None:
-    work.console.print()
-    work.console.print(_table(summary))
-    tell_files(work.console, bundles=[summary.bundle], pictures=summary.pictures, reused=summary.reused)
     file = work.folder / "days-from-0.csv"
-    tell_next(
-        work.console,
+    commands = (
         f"serve --models {work.models}",
         f"forecast {NAME} --file {file} --last {CONTEXT} --horizon {HORIZON} --plot fan.png",
     )
+    report(work.console, summary, [_table(summary)], commands)
 
 
 def _table(summary: SeriesSummary) -> Table:

@@ -70,6 +70,17 @@ class CertificateFigures(BaseModel):
         )
 
 
+class DemoSummary(BaseModel):
+    """What every demo's `summary.json` holds beside its own figures."""
+
+    certificate: CertificateFigures
+    """Of the main model; no other is served without one either."""
+    reused: list[str]
+    """What was there already."""
+    bundle: Path
+    pictures: list[Path]
+
+
 def summary_table() -> Table:
     """An empty table of titles and figures."""
     return Table("", "", show_header=False, title="Summary", title_style="bold")
@@ -100,17 +111,17 @@ def add_certificate(table: Table, figures: CertificateFigures) -> None:
         table.add_row("  prompt in chunks = whole", "within limits" if figures.chunk_invariant else "no")
 
 
-def tell_files(console: Console, *, bundles: Sequence[Path], pictures: Sequence[Path], reused: Sequence[str]) -> None:
-    """Print what was made and where it lies."""
-    for title, paths in (("bundle", bundles), ("picture", pictures)):
+def report(console: Console, summary: DemoSummary, tables: Sequence[Table], commands: Sequence[str]) -> None:
+    """Print tables, what was made and where it lies, and commands of `statewise` to try next."""
+    for table in tables:
+        console.print()
+        console.print(table)
+    for title, paths in (("bundle", [summary.bundle]), ("picture", summary.pictures)):
         for path in paths:
             console.print(f"{title + ':':<9}  {path}")
-    if reused:
-        console.print(f"reused:    {len(reused)} models and bundles that were there; the figures of speed are new")
-
-
-def tell_next(console: Console, *commands: str) -> None:
-    """Print commands of `statewise` to try next."""
+    if summary.reused:
+        reused = f"{len(summary.reused)} models and bundles"
+        console.print(f"reused:    {reused} that were there; the figures of speed are new")
     console.print("\n[bold]Try next[/] (each on its own terminal where it goes on)")
     for command in commands:
         console.print(f"  {_program()} {command}")

@@ -17,13 +17,13 @@ from rich.text import Text
 from statewise.client import Client, Prediction
 from statewise.commands.demos.summary import (
     CertificateFigures,
+    DemoSummary,
     TrainingFigures,
     add_certificate,
     add_training,
     new_figure,
+    report,
     summary_table,
-    tell_files,
-    tell_next,
 )
 from statewise.commands.demos.tagged_code import OUTSIDE, TAGS, Module, standard_library, tag_of_each, write_tagged
 from statewise.commands.demos.work import Work, certificate_of
@@ -50,11 +50,10 @@ class TagFigures(BaseModel):
     characters: int
 
 
-class TagsSummary(BaseModel):
+class TagsSummary(DemoSummary):
     """`summary.json` of the demo's folder."""
 
     training: TrainingFigures
-    certificate: CertificateFigures
     modules: list[str]
     """Those that were held back."""
     accuracy: float
@@ -67,10 +66,6 @@ class TagsSummary(BaseModel):
     """How often a tag (row) was predicted as which (column)."""
     characters_per_second: float
     """All of them in one request after another."""
-    reused: list[str]
-    """What was there already."""
-    bundle: Path
-    pictures: list[Path]
 
 
 def run(work: Work) -> None:
@@ -209,10 +204,8 @@ def _colored(source: str, prediction: Prediction) -> Text:
 
 
 def _report(summary: TagsSummary, work: Work) -> None:
-    work.console.print()
-    work.console.print(_table(summary))
-    tell_files(work.console, bundles=[summary.bundle], pictures=summary.pictures, reused=summary.reused)
-    tell_next(work.console, f"serve --models {work.models}", f"predict {NAME} 'if x: return 1  # one'")
+    commands = (f"serve --models {work.models}", f"predict {NAME} 'if x: return 1  # one'")
+    report(work.console, summary, [_table(summary)], commands)
 
 
 def _table(summary: TagsSummary) -> Table:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from statewise.bundle import Bundle
 from statewise.commands.demos.processes import Serving
 from statewise.commands.demos.speed import measure
-from statewise.commands.demos.summary import CertificateFigures, TrainingFigures, tell_files, tell_next
+from statewise.commands.demos.summary import CertificateFigures, TrainingFigures, report
 from statewise.commands.demos.text_summary import FamilyFigures, TextSummary, draw, family_table, main_table
 from statewise.commands.demos.work import Work, certificate_of
 from statewise.model_spec import ModelSpec
@@ -153,14 +153,10 @@ def _state_bytes(model: ModelSpec) -> int:
 
 
 def _report(summary: TextSummary, work: Work) -> None:
-    work.console.print()
-    work.console.print(family_table(summary))
-    work.console.print(main_table(summary))
-    tell_files(work.console, bundles=[summary.bundle], pictures=summary.pictures, reused=summary.reused)
-    tell_next(
-        work.console,
+    commands = (
         f"verify {work.models / MAIN}",
         f"serve --models {work.models}",
         f'generate {MAIN} "Lists are " --temperature 0.8',
         f"train {work.run_folder(MAIN) / 'config.yaml'} --set model.hidden_size=512 --output runs/larger",
     )
+    report(work.console, summary, [family_table(summary), main_table(summary)], commands)

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from statewise.commands.demos.summary import (
-    CertificateFigures,
+    DemoSummary,
     TrainingFigures,
     add_certificate,
     add_training,
@@ -40,18 +40,12 @@ class FamilyFigures(BaseModel):
         return self.training.bits_per_character
 
 
-class TextSummary(BaseModel):
+class TextSummary(DemoSummary):
     """`summary.json` of the demo's folder."""
 
     main: str
     families: list[FamilyFigures]
     """The worst first."""
-    certificate: CertificateFigures
-    """Of the main model; no other is served without one either."""
-    reused: list[str]
-    """What was there already."""
-    bundle: Path
-    pictures: list[Path]
 
     @property
     def main_family(self) -> FamilyFigures:

@@ -17,6 +17,7 @@ from server.engine.limits import Limits
 from server.engine.queue_channel import QueueChannel, run_all
 from server.engine.request import BeamParams, Delta
 from server.runtime.runner import Runner
+from server.runtime.state_runs import StateRuns
 from statewise.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -155,20 +156,20 @@ def test_a_deadline_ends_a_search_and_frees_all_its_rows(engine_of: EngineOf) ->
     assert run_all(engine, [replace(request, max_tokens=3)])[0].finish_reason == "length"
 
 
-@pytest.mark.parametrize("action", ["_run", "copy_row"])
+@pytest.mark.parametrize(("part", "action"), [(StateRuns, "run"), (Runner, "copy_row")])
 def test_a_search_whose_step_fails_is_told_once(
-    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch, action: str
+    engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch, part: Any, action: str
 ) -> None:
     """Whether the run fails or the moving of its rows: one error, no row lost, and the next search is well."""
     engine = engine_of("gru-text", max_rows=4)
     request = GenerationRequest(np.array([5, 6, 7]), GREEDY, 9, beam_search=BeamParams(4))
     expected = run_all(engine, [request])
-    healthy, runs = getattr(Runner, action), iter([True] * 3 + [False])
+    healthy, runs = getattr(part, action), iter([True] * 3 + [False])
 
-    def run(runner: Runner, *arguments: Any, **named: Any) -> Any:
-        return healthy(runner, *arguments, **named) if next(runs, True) else 1 / 0
+    def run(self: Any, *arguments: Any, **named: Any) -> Any:
+        return healthy(self, *arguments, **named) if next(runs, True) else 1 / 0
 
-    monkeypatch.setattr(Runner, action, run)
+    monkeypatch.setattr(part, action, run)
     outputs = serve(engine, {0: request}, {})
 
     assert type(outputs[0].error) is InternalError

@@ -14,8 +14,8 @@ from server.engine import Engine, GenerationRequest, Stream
 from server.engine.queue_channel import QueueChannel, run_all
 from server.engine.request import Delta
 from server.runtime.device_memory import DeviceMemory
-from server.runtime.runner import Runner
 from server.runtime.state_pool import StatePool
+from server.runtime.state_runs import StateRuns
 from statewise.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -192,14 +192,14 @@ def test_a_step_that_raises_fails_its_batch_only(
     engine = engine_of(name, max_rows=2)
     request = GenerationRequest(np.array([5, 6, 7]), GREEDY, 9, log_probabilities=2)
     expected = run_all(engine, [request])
-    healthy = Runner._run
+    healthy = StateRuns.run
     healthy_runs = iter([True, False])
 
-    def run(runner: Runner, *arguments: Any, **named: Any) -> Any:
+    def run(runs: StateRuns, *arguments: Any, **named: Any) -> Any:
         # The second run of the batch fails, the first having written state.
-        return healthy(runner, *arguments, **named) if next(healthy_runs, True) else 1 / 0
+        return healthy(runs, *arguments, **named) if next(healthy_runs, True) else 1 / 0
 
-    monkeypatch.setattr(Runner, "_run", run)
+    monkeypatch.setattr(StateRuns, "run", run)
     *failed, waited = run_all(engine, [request] * 3)
 
     assert [type(output.error) for output in failed] == [InternalError] * 2
