@@ -49,8 +49,10 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     kind = str if is_word else field.annotation
     value = None if field.is_required() else field.get_default(call_default_factory=True)
     default = "" if value is None else f" [default: {value}]"
+    spelling = _SPELLINGS.get(name, f"--{name.replace('_', '-')}")
     option = typer.Option(
-        _SPELLINGS.get(name, f"--{name.replace('_', '-')}"),
+        # With a word of its own for each answer: what is on by default could else not be switched off.
+        f"{spelling}/--no{spelling[1:]}" if field.annotation is bool else spelling,
         help=(field.description or "").replace("\n", " ") + default.replace("[", r"\["),
         rich_help_panel=panel,
         show_default=False,
