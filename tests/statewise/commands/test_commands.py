@@ -139,7 +139,11 @@ def test_models_lists_what_is_served_and_refused(server: Application, capfd: Any
         (["generate", "m", "--tokens", "1,x"], "error: --tokens: must be ids with commas"),
         (["serve"], "models: Field required"),
         (["serve", "--models", "/nowhere"], "error: model repository /nowhere: No such file"),
-        (["serve", "--models", "/nowhere", "--no-mixed-steps", "--no-cuda-graphs"], "model repository /nowhere"),
+        (["serve", "--models", "/nowhere", "--mixed-steps", "off"], "model repository /nowhere"),
+        (
+            ["serve", "--models", "/nowhere", "--mixed-steps", "perhaps"],
+            "engine.mixed_steps: Input should be a valid bool",
+        ),
         (["serve", "--models", "/nowhere", "--max-rows", "0"], "engine.max_rows: Input should be greater"),
         (["serve", "--models", "/nowhere", "--config", "/nowhere.yaml"], "there is no such file"),
         (["serve", "--port", "many"], "--port"),
