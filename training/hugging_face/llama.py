@@ -50,12 +50,23 @@ class LlamaConfig(HuggingFaceConfig):
     mlp_bias: bool = False
     sliding_window: int | None = 4096
     use_sliding_window: bool = False
+    max_window_layers: int = 28
+    """Of Qwen2: layers before the first one with a window, where `layer_types` does not name them."""
+    layer_types: list[str] | None = None
 
     @property
     def window(self) -> int | None:
-        """Llama has none, Mistral may, and Qwen2 where it is switched on."""
-        is_used = self.model_type == "mistral" or (self.model_type == "qwen2" and self.use_sliding_window)
+        """Llama has none, Mistral may, and Qwen2 where it is switched on and a layer has it."""
+        is_used = self.model_type == "mistral" or (
+            self.model_type == "qwen2" and self.use_sliding_window and self._has_window_layers
+        )
         return self.sliding_window if is_used else None
+
+    @property
+    def _has_window_layers(self) -> bool:
+        if self.layer_types is not None:
+            return "sliding_attention" in self.layer_types
+        return self.max_window_layers < self.num_hidden_layers
 
     def convert(self) -> TransformerConfig:
         """Rotary positions, RMSNorm in front, SwiGLU, grouped key/value heads."""
