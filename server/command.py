@@ -44,8 +44,11 @@ def _parameters() -> Iterator[inspect.Parameter]:
 
 
 def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
-    # The settings check choices and sizes, and say what is wrong in the same words whatever the source.
-    is_word = get_origin(field.annotation) is Literal or ByteSize in get_args(field.annotation)
+    # The settings check choices and sizes, and say what is wrong in the same words whatever the source. What is on by
+    # default must be told to be off (`--mixed-steps off`).
+    is_word = (
+        field.annotation is bool or get_origin(field.annotation) is Literal or ByteSize in get_args(field.annotation)
+    )
     kind = str if is_word else field.annotation
     value = None if field.is_required() else field.get_default(call_default_factory=True)
     default = "" if value is None else f" [default: {value}]"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+_NO_TOKENIZER = "none: prompts are token ids (save_pretrained of a fast tokenizer writes tokenizer.json)"
+
 
 def import_(
     folder: Annotated[
@@ -54,6 +56,7 @@ def import_(
     size = f"{config.num_layers} layers, width {config.hidden_size}, vocabulary {config.vocabulary_size}"
     for line in (
         f"{imported.name}: {size}, {config.max_positions} positions",
+        f"tokenizer: {'tokenizer.json' if imported.has_tokenizer else _NO_TOKENIZER}",
         f"start token: {special.start}, end token{'s' if special.other_ends else ''}: {ends}",
         f"checkpoint: {output}",
     ):

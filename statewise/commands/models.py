@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from statewise.client import DEFAULT_ADDRESS, Client, Model
 from statewise.commands.generate import Address
@@ -29,7 +29,9 @@ def models(
 
 
 def _table(found: list[Model]) -> Table:
-    table = Table("model", "state", "variant", "plugin", "input", "running", "waiting", "remark")
+    # Names are to be copied, so they stay whole where the terminal is narrow.
+    whole = [Column(name, no_wrap=True, overflow="fold") for name in ("model", "state", "variant")]
+    table = Table(*whole, "plugin", "input", "running", "waiting", "remark")
     for model in found:
         style = {"ready": "green", "refused": "red"}.get(model.state, "yellow")
         table.add_row(

@@ -53,12 +53,32 @@ CONFIGS: dict[str, transformers.PreTrainedConfig] = {
     "gpt2-untied": GPT2Config(
         **GPT2, **IDS, n_inner=96, activation_function="relu", layer_norm_epsilon=1e-3, tie_word_embeddings=False
     ),
+    "gpt2-silu": GPT2Config(**GPT2, **IDS, activation_function="silu"),
     "llama": LlamaConfig(**LLAMA, **IDS, rope_parameters={"rope_type": "default", "rope_theta": 500_000.0}),
     "llama-tied": LlamaConfig(**LLAMA, **IDS, head_dim=24, tie_word_embeddings=True, rms_norm_eps=1e-3),
     "llama-attention-bias": LlamaConfig(**LLAMA, **IDS, attention_bias=True),
     "llama-bias": LlamaConfig(**LLAMA, **IDS, attention_bias=True, mlp_bias=True),
+    "llama-3": LlamaConfig(
+        **LLAMA,
+        **IDS,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 48,
+        },
+    ),
     "mistral": MistralConfig(**LLAMA, **IDS, sliding_window=192),
-    "qwen2": Qwen2Config(**LLAMA, **IDS),
+    "qwen2": Qwen2Config(
+        **LLAMA,
+        **IDS,
+        use_sliding_window=True,
+        sliding_window=64,
+        max_window_layers=2,
+        rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0},
+    ),
 }
 
 
@@ -258,12 +278,17 @@ def test_positions_can_be_cut(folders: dict[str, Path], tmp_path: Path) -> None:
         ({"model_type": "bert"}, "model_type 'bert' cannot be imported; those that can: bart, gpt2, llama"),
         ({"model_type": None}, "model_type"),
         ({"hidden_act": "gelu"}, r"hidden_act: .*'silu'.*got 'gelu'.*cannot be imported"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_scaling\.type: .*got 'linear'"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, r"rope_parameters\.rope_type: .*got 'llama3'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"rope_scaling\.type: .*got 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, r"rope_parameters\.rope_type: .*got 'yarn'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_type 'linear' needs factor"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "needs low_freq_factor, high_freq_factor"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "full_attention"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor: .*got 0\.5"),
         ({"model_type": "mistral", "sliding_window": 64}, "sliding_window 64 .* --max-positions 64"),
-        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}, "sliding_window 64"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+            "sliding_window 64",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": "wide"}, r"hidden_size: .*got 'wide'"),
         ({"hidden_size": 10**15, "head_dim": None}, "sizes that no tensor can have"),
@@ -422,6 +447,7 @@ def test_the_command_tells_what_it_imported(folders: dict[str, Path], tmp_path: 
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
         "mine: 2 layers, width 64, vocabulary 200, 100 positions",
+        "tokenizer: none: prompts are token ids (save_pretrained of a fast tokenizer writes tokenizer.json)",
         "start token: None, end token: 4",
         f"checkpoint: {tmp_path / 'out'}",
     ]

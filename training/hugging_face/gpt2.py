@@ -8,7 +8,13 @@ from typing import ClassVar, Literal
 from training.hugging_face.family import HuggingFaceConfig, Source
 from training.transformer.plugin import TransformerConfig, TransformerPlugin
 
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
 
 _OUTER = {
     "embedding": "transformer.wte",
@@ -33,7 +39,7 @@ class GPT2Config(HuggingFaceConfig):
     n_layer: int
     n_head: int
     n_inner: int | None = None
-    activation_function: Literal["gelu_new", "gelu_pytorch_tanh", "gelu", "relu"] = "gelu_new"
+    activation_function: Literal["gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu"] = "gelu_new"
     layer_norm_epsilon: float = 1e-5
     tie_word_embeddings: bool = True
     scale_attn_weights: Literal[True] = True

@@ -28,6 +28,8 @@ class Imported:
     name: str
     config: TransformerConfig
     special_tokens: SpecialTokens
+    has_tokenizer: bool
+    """Whether the model will take text; else token ids alone."""
 
 
 def import_checkpoint(
@@ -64,7 +66,7 @@ def import_checkpoint(
         )
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written: {error.strerror}") from error
-    return Imported(name, config, special_tokens)
+    return Imported(name, config, special_tokens, has_tokenizer=tokenizer_file is not None)
 
 
 def _cut_positions(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import Field
 
 from training.hugging_face.family import HuggingFaceConfig, Source
+from training.hugging_face.rotations import Rotations
 from training.transformer.plugin import TransformerConfig, TransformerPlugin
 
 _OUTER = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "output": "lm_head"}
@@ -22,17 +23,6 @@ _INNER = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-
-
-class Rotations(BaseModel):
-    """`rope_parameters`; before transformers 5 `rope_scaling`, with the base beside it."""
-
-    rope_type: Literal["default"] = Field(default="default", validation_alias=AliasChoices("rope_type", "type"))
-    rope_theta: float | None = None
-    partial_rotary_factor: float = Field(default=1.0, ge=1.0, le=1.0)
-    full_attention: None = None
-    """Settings per kind of layer, where a model has several."""
-    sliding_attention: None = None
 
 
 class LlamaConfig(HuggingFaceConfig):
@@ -54,22 +44,35 @@ class LlamaConfig(HuggingFaceConfig):
     rms_norm_eps: float = 1e-6
     rope_parameters: Rotations | None = None
     rope_scaling: Rotations | None = None
-    rope_theta: float = 10_000.0
+    rope_theta: float = Field(default=10_000.0, gt=1)
     partial_rotary_factor: float = Field(default=1.0, ge=1.0, le=1.0)
     attention_bias: bool = False
     mlp_bias: bool = False
     sliding_window: int | None = 4096
     use_sliding_window: bool = False
+    max_window_layers: int = 28
+    """Of Qwen2: layers before the first one with a window, where `layer_types` does not name them."""
+    layer_types: list[str] | None = None
 
     @property
     def window(self) -> int | None:
-        """Llama has none, Mistral may, and Qwen2 where it is switched on."""
-        is_used = self.model_type == "mistral" or (self.model_type == "qwen2" and self.use_sliding_window)
+        """Llama has none, Mistral may, and Qwen2 where it is switched on and a layer has it."""
+        is_used = self.model_type == "mistral" or (
+            self.model_type == "qwen2" and self.use_sliding_window and self._has_window_layers
+        )
         return self.sliding_window if is_used else None
+
+    @property
+    def _has_window_layers(self) -> bool:
+        if self.layer_types is not None:
+            return "sliding_attention" in self.layer_types
+        return self.max_window_layers < self.num_hidden_layers
 
     def convert(self) -> TransformerConfig:
         """Rotary positions, RMSNorm in front, SwiGLU, grouped key/value heads."""
         rotations = self.rope_scaling or self.rope_parameters or Rotations()
+        base = rotations.rope_theta or self.rope_theta
+        head_size = self.head_dim or self.hidden_size // max(self.num_attention_heads, 1)
         return TransformerConfig(
             vocabulary_size=self.vocab_size,
             max_positions=self.max_position_embeddings,
@@ -83,7 +86,8 @@ class LlamaConfig(HuggingFaceConfig):
             norm="rms_norm",
             norm_epsilon=self.rms_norm_eps,
             positions="rotary",
-            rotary_base=rotations.rope_theta or self.rope_theta,
+            rotary_base=base,
+            rotary_divisors=rotations.divisors(head_size, base),
             bias=self.attention_bias or self.mlp_bias or self.model_type == "qwen2",
             tied_embeddings=self.tie_word_embeddings,
         )

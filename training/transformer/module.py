@@ -44,7 +44,7 @@ class TransformerTrunk(nn.Module):
         if config.positions == "sinusoidal":
             self.register_buffer("sinusoids", sinusoidal_table(config.max_positions, width), persistent=False)
         if config.positions == "rotary":
-            table = rotary_table(config.max_positions, config.head_width, config.rotary_base)
+            table = rotary_table(config.max_positions, config.head_width, config.rotary_base, config.rotary_divisors)
             self.register_buffer("rotations", table, persistent=False)
         self.positions = config.positions
         self.embedding_scale = math.sqrt(width) if config.scaled_embeddings else None

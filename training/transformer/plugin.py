@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from statewise.model_spec import ModelSpec, StateSpec
 from statewise.plugins import SequencePlugin
@@ -35,6 +35,9 @@ class TransformerLayersConfig(InputConfig):
     norm_epsilon: float = Field(default=1e-5, gt=0)
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = "rotary"
     rotary_base: float = Field(default=10_000.0, gt=1)
+    rotary_divisors: tuple[PositiveFloat, ...] | None = None
+    """By what the angle of each pair of a head is divided, `head_size / 2` numbers: positions stretched for longer
+    sequences than a model has begun with; as they are where absent."""
     bias: bool = True
     """Biases of the linear layers and of LayerNorm."""
     scaled_embeddings: bool = False
@@ -52,6 +55,11 @@ class TransformerLayersConfig(InputConfig):
             raise ValueError(f"num_heads {self.num_heads} is no multiple of num_key_value_heads {self.key_value_heads}")
         if self.positions == "rotary" and self.head_width % 2:
             raise ValueError(f"rotary positions need an even head size, got {self.head_width}; set head_size")
+        if self.rotary_divisors is not None and len(self.rotary_divisors) != self.head_width // 2:
+            raise ValueError(
+                f"rotary_divisors must be {self.head_width // 2} numbers, half the head size; "
+                f"got {len(self.rotary_divisors)}"
+            )
         return self
 
     @property

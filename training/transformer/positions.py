@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,11 @@ def sinusoidal_table(num_positions: int, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width].float()
 
 
-def rotary_table(num_positions: int, head_size: int, base: float) -> Tensor:
+def rotary_table(num_positions: int, head_size: int, base: float, divisors: Sequence[float] | None = None) -> Tensor:
     """The cosines of each position's angles and then their sines, `[position, head_size]` (Su et al. 2021)."""
     angles = _angles(num_positions, head_size // 2, base, head_size)
+    if divisors is not None:
+        angles = angles / torch.tensor(divisors, dtype=torch.float64)
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 

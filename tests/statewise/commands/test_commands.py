@@ -120,6 +120,16 @@ def test_interrupt_ends_generate_cleanly(server: Application) -> None:
     assert (process.returncode, b"Traceback" in errors, engine.num_running) == (130, False, 0)
 
 
+def test_names_stay_whole_in_a_narrow_terminal(server: Application, capfd: Any, monkeypatch: Any) -> None:
+    """`models` shortens neither the name that a client must give nor the variant."""
+    monkeypatch.setenv("COLUMNS", "60")
+
+    _, output, _ = run(capfd, "models", "--address", server.address)
+
+    assert "text/1" in output
+    assert "cpu-float32" in output
+
+
 def test_models_lists_what_is_served_and_refused(server: Application, capfd: Any) -> None:
     """The table names every model; --json gives the same to programs."""
     code, output, _ = run(capfd, "models", "--address", server.address)
@@ -139,6 +149,11 @@ def test_models_lists_what_is_served_and_refused(server: Application, capfd: Any
         (["generate", "m", "--tokens", "1,x"], "error: --tokens: must be ids with commas"),
         (["serve"], "models: Field required"),
         (["serve", "--models", "/nowhere"], "error: model repository /nowhere: No such file"),
+        (["serve", "--models", "/nowhere", "--mixed-steps", "off"], "model repository /nowhere"),
+        (
+            ["serve", "--models", "/nowhere", "--mixed-steps", "perhaps"],
+            "engine.mixed_steps: Input should be a valid bool",
+        ),
         (["serve", "--models", "/nowhere", "--max-rows", "0"], "engine.max_rows: Input should be greater"),
         (["serve", "--models", "/nowhere", "--config", "/nowhere.yaml"], "there is no such file"),
         (["serve", "--port", "many"], "--port"),
