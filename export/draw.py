@@ -42,7 +42,7 @@ def add_draw(op: GraphBuilder, logits: str, rules: Rules, is_drawn: str, uniform
     # Softmax works row by row; Exp and Log run over the whole batch, and round by an element's place in it.
     weights = op.Softmax(scaled, axis=1)
     in_blocks = by_block(op, weights, block)
-    sums = block_sums(op, in_blocks)
+    sums = double(op, block_sums(op, in_blocks))
     uniform = double(op, uniform)
 
     limits_p = op.Less(rules.top_p, op.constant(1, np.float32))
