@@ -92,13 +92,13 @@ def by_block(op: GraphBuilder, values: str, block: int) -> str:
 
 
 def block_sums(op: GraphBuilder, values: str) -> str:
-    """Sums of values `[row, block, token]`, float64."""
-    return double(op, op.ReduceSum(values, op.constant([2]), keepdims=0))
+    """Sums `[row, block]` of values `[row, block, token]`."""
+    return op.ReduceSum(values, op.constant([2]), keepdims=0)
 
 
 def sum_of(op: GraphBuilder, sums: str) -> str:
-    """The sum, as a column, of values `[row, block]`."""
-    return op.ReduceSum(sums, op.constant([1]))
+    """The sum, a column of float64, of values `[row, block]`."""
+    return op.ReduceSum(double(op, sums), op.constant([1]))
 
 
 def at(op: GraphBuilder, ends: str, count: str) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from onnx import TensorProto
 
-from export.blocks import Blocks, any_of, at, block_of, block_sums, by_block, double, first, last, squeeze
+from export.blocks import Blocks, any_of, at, block_of, block_sums, by_block, double, first, last, squeeze, sum_of
 from export.builder import GraphBuilder
 from export.tail import Rows, Tail, draw_from_head, end_in_head
 from statewise.sampling import HEAD
@@ -41,21 +42,27 @@ def add_draw(op: GraphBuilder, logits: str, rules: Rules, is_drawn: str, uniform
     # Softmax works row by row; Exp and Log run over the whole batch, and round by an element's place in it.
     weights = op.Softmax(scaled, axis=1)
     in_blocks = by_block(op, weights, block)
-    blocks = Blocks(op, in_blocks, block_sums(op, in_blocks), block)
+    sums = double(op, block_sums(op, in_blocks))
     uniform = double(op, uniform)
-    unrestricted = blocks.draw(op, op.Mul(uniform, blocks.total), lambda values: double(op, values))
 
     limits_p = op.Less(rules.top_p, op.constant(1, np.float32))
     limits_min = op.Greater(rules.min_p, op.constant(0, np.float32))
     restricts = op.Or(op.Greater(rules.top_k, op.constant(0)), op.Or(limits_p, limits_min))
-    is_restricted = op.And(restricts, is_drawn)
+    is_restricted, is_free = op.And(restricts, is_drawn), op.And(op.Not(restricts), is_drawn)
+
+    def free(inner: GraphBuilder) -> list[str]:
+        blocks = Blocks(inner, in_blocks, sums, block)
+        target = inner.Mul(uniform, blocks.total)
+        return [blocks.draw(inner, target, lambda values: double(inner, values))]
 
     def restricted(inner: GraphBuilder) -> list[str]:
-        rows = Rows(weights, blocks.total, uniform, *_head(inner, scaled, weights))
+        rows = Rows(weights, sum_of(inner, sums), uniform, *_head(inner, scaled, weights))
         token = _draw_restricted(inner, rows, rules, is_restricted, vocabulary_size)
-        return [inner.Where(squeeze(inner, is_restricted), token, unrestricted)]
+        return [inner.Where(squeeze(inner, is_restricted), token, of_free)]
 
-    (token,) = op.when(any_of(op, is_restricted), restricted, lambda _: [unrestricted])
+    nothing = squeeze(op, op.Cast(is_free, to=TensorProto.INT64))
+    (of_free,) = op.when(any_of(op, is_free), free, lambda _: [nothing])
+    (token,) = op.when(any_of(op, is_restricted), restricted, lambda _: [of_free])
     return token
 
 

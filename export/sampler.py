@@ -76,15 +76,18 @@ def add_sampler(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: in
 
 def _choose(op: GraphBuilder, logits: str, uniform: str, draws: str, is_drawn: str, vocabulary_size: int) -> str:
     one = op.constant([1])
-    greedy = add_argmax(op, logits, vocabulary_size)
 
     def draw(inner: GraphBuilder) -> list[str]:
         divisor = inner.Where(is_drawn, _column(inner, 0), inner.constant(1, np.float32))
         rules = Rules(divisor, inner.Unsqueeze(INPUTS.top_k, one), _column(inner, 1), _column(inner, 2))
         drawn = add_draw(inner, logits, rules, is_drawn, inner.Unsqueeze(uniform, one), vocabulary_size)
-        return [inner.Where(squeeze(inner, is_drawn), drawn, greedy)]
 
-    (token,) = op.when(draws, draw, lambda _: [greedy])
+        def beside_greedy(deeper: GraphBuilder) -> list[str]:
+            return [deeper.Where(squeeze(deeper, is_drawn), drawn, add_argmax(deeper, logits, vocabulary_size))]
+
+        return list(inner.when(any_of(inner, inner.Not(is_drawn)), beside_greedy, lambda _: [drawn]))
+
+    (token,) = op.when(draws, draw, lambda inner: [add_argmax(inner, logits, vocabulary_size)])
     return token
 
 

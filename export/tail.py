@@ -34,7 +34,7 @@ _STEEP = 2.0**23
 _NEGLIGIBLE = 2.0**-60
 """Share of the head's last token below which a token is taken for impossible."""
 
-_ROUNDING = 2.0**-21
+_ROUNDING = 2.0**-22
 """By how much of itself a weight may differ from an equal one that was computed elsewhere."""
 
 
@@ -72,7 +72,7 @@ class _Cut(NamedTuple):
     part: str
     """What each of the group's tokens keeps, a column of float64."""
     above: str
-    """Sums of the tail's weights before the group, float64 `[row, block]`."""
+    """Sums of the tail's weights before the group, `[row, block]`."""
     through: str
     """The same with the group."""
 
@@ -98,7 +98,8 @@ class Tail:
         cut = self._cut_by_mass(op, op.Less(top_p, op.constant(1, np.float32)), op.Sub(share, head_mass), cut)
         cut = self._without_unlikely(op, least, cut)
         end, goes_on = end_in_head(op, self._rows, op.constant([[HEAD]]), share, least)
-        sums = op.Add(cut.above, op.Mul(cut.part, op.Sub(cut.through, cut.above)))
+        above, through = double(op, cut.above), double(op, cut.through)
+        sums = op.Add(above, op.Mul(cut.part, op.Sub(through, above)))
         target = op.Mul(self._rows.uniform, op.Where(goes_on, op.Add(head_mass, sum_of(op, sums)), end))
         is_beyond = op.And(goes_on, op.GreaterOrEqual(target, head_mass))
         blocks = Blocks(op, self._weights, sums, self._block)
@@ -139,20 +140,23 @@ class Tail:
 
     def _without_unlikely(self, op: GraphBuilder, least: str, cut: _Cut) -> _Cut:
         """The cut, its sums without the tokens that weigh less than `least`."""
-        sums = (cut.above, cut.through)
-        limits = op.Greater(least, op.constant(0, np.float32))
+        until_group, until_end = self._scales(op, cut.group)
+        likely = self._scale_of(op, least)
+        limits = op.Less(likely, until_end)
 
         def summed(inner: GraphBuilder) -> list[str]:
-            likely = [self._mass_above(inner, scale) for scale in self._scales(inner, cut.group, least)]
-            return _where(inner, limits, likely, sums)
+            sums = self._mass_above(inner, likely)
+            ends_before = inner.Less(likely, until_group)
+            return [inner.Where(ends_before, sums, cut.above), inner.Where(limits, sums, cut.through)]
 
-        return _Cut(cut.group, cut.part, *op.when(any_of(op, limits), summed, lambda _: sums))
+        return _Cut(cut.group, cut.part, *op.when(any_of(op, limits), summed, lambda _: (cut.above, cut.through)))
 
     def _kept(self, op: GraphBuilder, weights: str, cut: _Cut, least: str) -> str:
         """What the cut leaves of some tokens' weights, float64."""
+        likely = self._scale_of(op, least)
         is_above, is_through = (
-            op.Greater(op.Mul(weights, scale), op.constant(1, np.float32))
-            for scale in self._scales(op, cut.group, least)
+            op.Greater(op.Mul(weights, op.Min(scale, likely)), op.constant(1, np.float32))
+            for scale in self._scales(op, cut.group)
         )
         weights = double(op, weights)
         in_group = op.Where(is_through, op.Mul(weights, cut.part), op.constant(0, np.float64))
@@ -162,7 +166,7 @@ class Tail:
         self, op: GraphBuilder, measure: Callable[[GraphBuilder, str], str], limit: str, everything: str
     ) -> tuple[str, str, str]:
         """The last group, a column, before which there is no more than the limit; sums before it, and with it."""
-        group, before, after = self._zeros, op.Mul(everything, op.constant(0, np.float64)), everything
+        group, before, after = self._zeros, op.Mul(everything, op.constant(0, np.float32)), everything
         for bit in reversed(range(NUM_GROUPS.bit_length() - 1)):
             later = op.Add(group, op.constant(2**bit))
             sums = measure(op, self._scale(op, later))
@@ -178,18 +182,18 @@ class Tail:
     def _mass_above(self, op: GraphBuilder, scale: str) -> str:
         """The sum of those weights, not scaled."""
         above = op.ThresholdedRelu(self._scaled(op, scale), alpha=1.0)
-        return op.Div(block_sums(op, above), double(op, scale))
+        return op.Div(block_sums(op, above), scale)
 
     def _scaled(self, op: GraphBuilder, scale: str) -> str:
         return op.Mul(self._weights, op.Unsqueeze(scale, op.constant([2])))
 
-    def _scales(self, op: GraphBuilder, group: str, least: str | None = None) -> list[str]:
-        """The scales for what is before the group, and for that with it; weights below `least` not among them."""
-        scales = [self._scale(op, group), self._scale(op, op.Add(group, op.constant(1)))]
-        if least is None:
-            return scales
-        likely = op.Div(op.constant(1 + _ROUNDING, np.float32), least)
-        return [op.Min(scale, likely) for scale in scales]
+    def _scales(self, op: GraphBuilder, group: str) -> tuple[str, str]:
+        """The scales for what is before the group, and for that with it."""
+        return self._scale(op, group), self._scale(op, op.Add(group, op.constant(1)))
+
+    def _scale_of(self, op: GraphBuilder, least: str) -> str:
+        """What makes weights no less than these, and no others, larger than 1; a column."""
+        return op.Div(op.constant(1 + _ROUNDING, np.float32), least)
 
     def _scale(self, op: GraphBuilder, group: str) -> str:
         """What makes weights above the group, and no others, larger than 1; a column."""

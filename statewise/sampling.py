@@ -23,7 +23,7 @@ from statewise.errors import InvalidRequestError
 
 FloatArray = NDArray[np.float32]
 
-HEAD = 128
+HEAD = 100
 """Tokens that are sorted exactly."""
 
 GRID = 0.23

@@ -11,7 +11,7 @@ from statewise.sampling import GREEDY, HEAD, SamplingParams, adjust_logits, choo
 from tests.export.sampler_rows import LARGEST, Row, expected, run
 
 SIZES = (2, 61, HEAD, 300, 400, 5000, 8000)
-"""Below, at and above BLOCK and HEAD, which both are 128; of 400 and 8,000 tokens blocks need no padding."""
+"""Below, at and above HEAD and BLOCK; of 400 and 8,000 tokens blocks need no padding."""
 ROUNDING = np.float32(1e-6)
 """NumPy and ONNX Runtime round exp() differently, so a draw this close to a border may fall on either side."""
 
