@@ -23,7 +23,6 @@ from statewise.commands.demos.summary import (
     DemoSummary,
     TrainingFigures,
     add_certificate,
-    add_training,
     new_figure,
     report,
     summary_table,
@@ -187,8 +186,7 @@ def _examples(dates: Dates, answers: _Answers) -> Table:
 
 
 def _table(summary: DatesSummary) -> Table:
-    table = summary_table()
-    add_training(table, summary.training)
+    table = summary_table(summary.training)
     add_certificate(table, summary.certificate)
     table.add_row("[bold]exactly right, by the server[/]", "")
     table.add_row("  days not learnt from", str(summary.held_out_days), style="bold green")

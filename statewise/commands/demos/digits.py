@@ -22,7 +22,6 @@ from statewise.commands.demos.summary import (
     DemoSummary,
     TrainingFigures,
     add_certificate,
-    add_training,
     new_figure,
     report,
     summary_table,
@@ -153,8 +152,7 @@ def _report(summary: DigitsSummary, work: Work) -> None:
 
 
 def _table(summary: DigitsSummary) -> Table:
-    table = summary_table()
-    add_training(table, summary.training)
+    table = summary_table(summary.training)
     add_certificate(table, summary.certificate)
     table.add_row("[bold]held-back pictures[/]", f"{sum(map(sum, summary.confusion))}")
     table.add_row("  named rightly by the server", f"{summary.accuracy:.1%}", style="bold green")

@@ -25,7 +25,6 @@ from statewise.commands.demos.summary import (
     DemoSummary,
     TrainingFigures,
     add_certificate,
-    add_training,
     report,
     summary_table,
 )
@@ -174,8 +173,7 @@ def _report(summary: SeriesSummary, work: Work) -> None:
 
 
 def _table(summary: SeriesSummary) -> Table:
-    training, table = summary.training, summary_table()
-    add_training(table, training)
+    training, table = summary.training, summary_table(summary.training)
     table.add_row("  held-out negative log-likelihood", f"{training.validation_loss:.3f} nats per day")
     for name, title in (("random_walk", "a random walk"), ("gaussian", "one Gaussian for all days")):
         table.add_row(f"    of {title}", f"{training.baselines[name]:.3f}")

@@ -81,15 +81,12 @@ class DemoSummary(BaseModel):
     pictures: list[Path]
 
 
-def summary_table() -> Table:
-    """An empty table of titles and figures."""
-    return Table("", "", show_header=False, title="Summary", title_style="bold")
-
-
-def add_training(table: Table, training: TrainingFigures) -> None:
-    """Add rows on a training run."""
+def summary_table(training: TrainingFigures) -> Table:
+    """A table of titles and figures, which begins with the training run."""
+    table = Table("", "", show_header=False, title="Summary", title_style="bold")
     table.add_row("[bold]model[/]", f"{training.name}, {training.parameters:,} parameters")
     table.add_row("  trained for", f"{training.steps} steps, {training.seconds:.0f} s")
+    return table
 
 
 def add_certificate(table: Table, figures: CertificateFigures) -> None:

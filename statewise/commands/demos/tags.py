@@ -20,7 +20,6 @@ from statewise.commands.demos.summary import (
     DemoSummary,
     TrainingFigures,
     add_certificate,
-    add_training,
     new_figure,
     report,
     summary_table,
@@ -209,8 +208,7 @@ def _report(summary: TagsSummary, work: Work) -> None:
 
 
 def _table(summary: TagsSummary) -> Table:
-    table = summary_table()
-    add_training(table, summary.training)
+    table = summary_table(summary.training)
     add_certificate(table, summary.certificate)
     characters = sum(figures.characters for figures in summary.tags.values())
     table.add_row("[bold]modules held back[/]", f"{len(summary.modules)}, {characters:,} characters")

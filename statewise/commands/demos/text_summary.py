@@ -13,7 +13,6 @@ from statewise.commands.demos.summary import (
     DemoSummary,
     TrainingFigures,
     add_certificate,
-    add_training,
     new_figure,
     summary_table,
 )
@@ -86,8 +85,7 @@ def _add_family(table: Table, family: FamilyFigures, *, style: str) -> None:
 
 def main_table(summary: TextSummary) -> Table:
     """The main model: training, certificate, speed."""
-    family, table = summary.main_family, summary_table()
-    add_training(table, family.training)
+    family, table = summary.main_family, summary_table(summary.main_family.training)
     table.add_row("  held-out bits per character", f"{family.bits:.3f}")
     add_certificate(table, summary.certificate)
     table.add_row("[bold]tokens per second through gRPC[/]", "")
