@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from benchmarks.models import vocabulary_size
 from benchmarks.report import Report
 from benchmarks.workloads import SEED
-from server.engine import Engine, EngineSettings, GenerationRequest
-from server.engine.request import Delta, Stream
-from statewise.bundle import Bundle
+from statewise.bundles.reader import Bundle
 from statewise.errors import StatewiseError
-from statewise.sampling import GREEDY
+from statewise.rules.sampling import GREEDY
+from statewise_server.engine import Engine, EngineSettings, GenerationRequest
+from statewise_server.engine.request import Delta, Stream
 
 NUM_THREADS = 2
 

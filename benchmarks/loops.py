@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from benchmarks.models import vocabulary_size
 from benchmarks.process import Subject, answer
 from benchmarks.workloads import Workload
-from server.runtime.sessions import create_session
-from statewise.bundle import Bundle, open_bundle
+from statewise.bundles.reader import Bundle, open_bundle
+from statewise_server.runtime.ort.sessions import create_session
 
 Array = NDArray[Any]
 
@@ -101,7 +101,7 @@ class Eager(Subject):
     def __init__(self, folder: str, _: str) -> None:
         import torch
 
-        from training.checkpoint import load_checkpoint
+        from statewise_training.checkpoints.checkpoint import load_checkpoint
 
         torch.set_num_threads(NUM_THREADS)
         self._bundle = open_bundle(Path(folder), check_hashes=False)
@@ -111,7 +111,7 @@ class Eager(Subject):
         """Seconds for all rows together."""
         import torch
 
-        from training.state import zero_state
+        from statewise_training.families.shared.state import zero_state
 
         items = torch.from_numpy(np.stack(workload.prompts(vocabulary_size(self._bundle))))
         lengths = torch.ones(len(items), dtype=torch.int64)

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.process import resident_bytes
 from benchmarks.report import Report
 from benchmarks.workloads import uniform
-from statewise.bundle import Bundle, open_bundle
+from statewise.bundles.reader import Bundle, open_bundle
 
 MAX_ROWS = 16
 
@@ -39,8 +39,8 @@ def measure(bundle: Bundle, variant: str, max_rows: int = MAX_ROWS) -> dict[str,
 def main(folder: str, variant: str, max_rows: int) -> None:
     """Fill every row to its last position, and print the figures."""
     from benchmarks.served import requests_of, vocabulary_size
-    from server.engine import Engine, EngineSettings
-    from server.engine.queue_channel import run_all
+    from statewise_server.engine import Engine, EngineSettings
+    from statewise_server.engine.queue_channel import run_all
 
     libraries = resident_bytes(os.getpid())
     bundle = open_bundle(Path(folder), check_hashes=False)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statewise.bundle import Bundle, find_bundle, list_models, open_bundle
-from statewise.model_spec import TokenInput
+from statewise.bundles.reader import Bundle, find_bundle, list_models, open_bundle
+from statewise.model.spec import TokenInput
 
 if TYPE_CHECKING:
-    from training.checkpoint import Checkpoint
+    from statewise_training.checkpoints.checkpoint import Checkpoint
 
 HOME = Path(__file__).parent / ".models"
 """One folder per model. In it a repository of that model alone, so that a server loads nothing else."""
@@ -84,7 +84,7 @@ def _make_lstm(repository: Path, name: str, vocabulary_size: int) -> None:
     import torch
 
     from statewise.plugins import load_plugin
-    from training.checkpoint import load_checkpoint, save_checkpoint
+    from statewise_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 
     plugin = load_plugin("lstm")
     config = plugin.config_class.model_validate(
@@ -98,8 +98,8 @@ def _make_lstm(repository: Path, name: str, vocabulary_size: int) -> None:
 
 
 def _make_gpt2(repository: Path, shape: GPT2Shape, variants: tuple[str, ...]) -> None:
-    from training.checkpoint import load_checkpoint
-    from training.hugging_face.importer import import_checkpoint
+    from statewise_training.checkpoints.checkpoint import load_checkpoint
+    from statewise_training.checkpoints.hugging_face.importer import import_checkpoint
 
     source = repository.parent / HUGGING_FACE
     if not source.is_dir():
@@ -130,7 +130,7 @@ def _write_hugging_face(shape: GPT2Shape, folder: Path) -> None:
 
 
 def _export(checkpoint: Checkpoint, repository: Path, **options: Any) -> None:
-    from export.pipeline import export_checkpoint
+    from statewise_export.pipeline import export_checkpoint
 
     name = checkpoint.name
     print(f"{name}: made once, kept in {repository.parent}", flush=True)

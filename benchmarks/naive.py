@@ -100,7 +100,7 @@ def _point(module: nn.Module, spec: Any, items: Tensor, rounds: int) -> Point:
     """The last of the items, with all before it and with the state that these have left."""
     import torch
 
-    from training.state import zero_state
+    from statewise_training.families.shared.state import zero_state
 
     def outputs(new: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         hidden, new_state = module(new, torch.tensor([new.shape[1]]), state)

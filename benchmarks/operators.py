@@ -21,12 +21,12 @@ from rich.console import Console
 
 from benchmarks.models import GPT2Shape, ensure_gpt2, open_newest
 from benchmarks.report import Report
-from server.runtime.runner import Runner
-from server.runtime.sessions import create_session
-from server.runtime.state_pool import capacity_for
-from statewise.bundle import Bundle
+from statewise.bundles.reader import Bundle
 from statewise.errors import StatewiseError
-from statewise.model_spec import InputSpec, TokenInput
+from statewise.model.spec import InputSpec, TokenInput
+from statewise_server.runtime.ort.sessions import create_session
+from statewise_server.runtime.state.pool import capacity_for
+from statewise_server.runtime.steps.runner import Runner
 
 NUM_THREADS = 2
 LEAST_SHARE = 0.005

@@ -18,7 +18,7 @@ from benchmarks.process import Contender
 from benchmarks.report import Report, number
 from benchmarks.turns import Field, Figures
 from benchmarks.workloads import uniform
-from statewise.bundle import Bundle
+from statewise.bundles.reader import Bundle
 
 NUM_TOKENS = 256
 

@@ -24,16 +24,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from export.builder import GraphBuilder, tensor_info
-from export.choice import TokenChoice
-from export.graphs import finish_model, step_graph
-from server.runtime.adjustment import LogitAdjuster
-from server.runtime.onnx import onnxruntime
-from server.runtime.runner import Runner
-from server.runtime.sampler_table import SamplerTable
-from server.runtime.sessions import create_session
-from statewise.model_spec import CategoricalHead
-from statewise.sampling import GREEDY, SamplingParams
+from statewise.model.spec import CategoricalHead
+from statewise.rules.sampling import GREEDY, SamplingParams
+from statewise_export.choosing.choice import TokenChoice
+from statewise_export.trace.builder import GraphBuilder, tensor_info
+from statewise_export.trace.graphs import finish_model, step_graph
+from statewise_server.runtime.ort.onnx import onnxruntime
+from statewise_server.runtime.ort.sessions import create_session
+from statewise_server.runtime.steps.adjustment import LogitAdjuster
+from statewise_server.runtime.steps.runner import Runner
+from statewise_server.runtime.steps.sampler_table import SamplerTable
 
 POSITIONS = 100
 NUM_PENALIZED = 100
@@ -91,9 +91,9 @@ def _step(scratch: Path, rows: int, vocabulary: int, layers: int, threads: int, 
     """One decode step of GPT-2's shape, random weights, over caches that hold POSITIONS."""
     import torch
 
-    from export.trace import trace_step
-    from export.weights import write_weights
     from statewise.plugins import load_plugin
+    from statewise_export.trace.trace import trace_step
+    from statewise_export.trace.weights import write_weights
 
     plugin = load_plugin("transformer")
     config = plugin.config_class.model_validate(

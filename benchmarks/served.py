@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from benchmarks.models import vocabulary_size
 from benchmarks.process import Subject, answer
 from benchmarks.workloads import Workload
-from server.engine import Engine, EngineSettings, GenerationRequest
-from server.engine.queue_channel import run_all
 from statewise import AsyncClient
-from statewise.bundle import open_bundle
-from statewise.sampling import GREEDY
+from statewise.bundles.reader import open_bundle
+from statewise.rules.sampling import GREEDY
+from statewise_server.engine import Engine, EngineSettings, GenerationRequest
+from statewise_server.engine.queue_channel import run_all
 
 NUM_THREADS = 2
 

@@ -21,7 +21,7 @@ from benchmarks.process import Contender, ContenderError
 from benchmarks.report import Report, number
 from benchmarks.turns import Field, Figures
 from benchmarks.workloads import TRANSFORMER_WORKLOADS
-from statewise.bundle import Bundle
+from statewise.bundles.reader import Bundle
 
 INT4 = "cpu-int4"
 """Meant for one stream; W1 alone is measured of it."""

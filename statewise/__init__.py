@@ -38,7 +38,7 @@ from statewise.errors import (
     UnavailableError,
 )
 from statewise.plugins import PluginConfig, SequencePlugin
-from statewise.sampling import SamplingParams
+from statewise.rules.sampling import SamplingParams
 
 __version__ = _version("statewise")
 

@@ -1,6 +1,6 @@
 """`python -m statewise`: the same as the `statewise` command."""
 
-from statewise.commands import main
+from statewise.cli import main
 
 if __name__ == "__main__":
     main()

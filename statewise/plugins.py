@@ -3,7 +3,7 @@
 A plugin lives in any installed package and is announced by an entry point:
 
     [project.entry-points."statewise.plugins"]
-    gru = "training.recurrent.plugin:GRUPlugin"
+    gru = "statewise_training.families.recurrent.plugin:GRUPlugin"
 
 This module imports no torch; a plugin's `build` does.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 from pydantic import BaseModel, ConfigDict
 
 from statewise.errors import ConfigError, NotFoundError
-from statewise.model_spec import InputSpec, ModelSpec, RealInput, TokenInput
+from statewise.model.spec import InputSpec, ModelSpec, RealInput, TokenInput
 
 if TYPE_CHECKING:
     import torch

@@ -35,8 +35,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine_of(repository: Path) -> Iterator[Callable[..., Any]]:
     """Start an engine on a model of the repository, with settings; all are closed at the end."""
-    from server.engine import Engine, EngineSettings
-    from statewise.bundle import find_bundle, open_bundle
+    from statewise.bundles.reader import find_bundle, open_bundle
+    from statewise_server.engine import Engine, EngineSettings
 
     engines: list[Engine] = []
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from export.pipeline import export_checkpoint
-from statewise.manifest import SpecialTokens
+from statewise.bundles.manifest import SpecialTokens
 from statewise.plugins import load_plugin
+from statewise_export.pipeline import export_checkpoint
+from statewise_training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from statewise_training.data.tokenizers import byte_level
 from tests.small_bundles import write_bundle
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.tokenizers import byte_level
 
 NUM_HEADS, MAX_POSITIONS = 2, 64
 START = 0

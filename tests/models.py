@@ -10,8 +10,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from statewise.bundle import Bundle, hash_file
-from statewise.manifest import Manifest, SpecialTokens
+from statewise.bundles.manifest import Manifest, SpecialTokens
+from statewise.bundles.reader import Bundle, hash_file
 
 START, END = 0, 1
 
@@ -70,7 +70,7 @@ def make_checkpoint(name: str, folder: Path, *, seed: int = 0, options: dict[str
     import torch
 
     from statewise.plugins import load_plugin
-    from training.checkpoint import load_checkpoint, save_checkpoint
+    from statewise_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 
     options = dict(MODELS[name] if options is None else options)
     plugin = load_plugin(options.pop("plugin"))
@@ -103,7 +103,7 @@ def checkpoint_of(name: str) -> Any:
 @cache
 def exported(name: str) -> Path:
     """The folder of the model's versions, of which there is one; exported once, and not to be written to."""
-    from export.pipeline import export_checkpoint
+    from statewise_export.pipeline import export_checkpoint
 
     made = export_checkpoint(checkpoint_of(name), Path(tempfile.mkdtemp()))
     assert made.folder is not None, made.certificates
@@ -125,8 +125,8 @@ def draft_bundle(name: str, variant_name: str) -> Bundle:
 
 def draft_of(checkpoint: Any, variant_name: str = "cpu-float32") -> Bundle:
     """The graphs of one variant of a checkpoint, without a certificate."""
-    from export.pipeline import write_variant
-    from export.variants import VARIANTS
+    from statewise_export.passes.variants import VARIANTS
+    from statewise_export.pipeline import write_variant
 
     folder = Path(tempfile.mkdtemp())
     variant = write_variant(variant_name, VARIANTS[variant_name], checkpoint, folder)
@@ -152,7 +152,7 @@ def draft_of(checkpoint: Any, variant_name: str = "cpu-float32") -> Bundle:
 
 def start_engine(bundle: Bundle, **settings: Any) -> Any:
     """An engine that serves a bundle, certified or not, until it is closed."""
-    from server.engine import Engine, EngineSettings
+    from statewise_server.engine import Engine, EngineSettings
 
     given = EngineSettings(**{"state_memory": "256MB", "intra_op_threads": 1} | settings)
     engine = Engine.load(bundle, "cpu-float32", given)
@@ -162,7 +162,7 @@ def start_engine(bundle: Bundle, **settings: Any) -> Any:
 
 def reference_decoder(name: str) -> Any:
     """The PyTorch reference of a model of this module."""
-    from training.decoding import ReferenceDecoder
+    from statewise_training.reference.decoding import ReferenceDecoder
 
     checkpoint = checkpoint_of(name)
     return ReferenceDecoder(checkpoint.module, checkpoint.plugin.spec(checkpoint.config))

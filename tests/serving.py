@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from export.pipeline import export_checkpoint
-from server.app import Application
-from server.config import ServerSettings
-from statewise.manifest import SpecialTokens
+from statewise.bundles.manifest import SpecialTokens
 from statewise.plugins import load_plugin
+from statewise_export.pipeline import export_checkpoint
+from statewise_server.app import Application
+from statewise_server.config import ServerSettings
+from statewise_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from statewise_training.data.tokenizers import byte_level
 from tests.small_bundles import write_bundle
 from tests.small_encoders import write_sums
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.tokenizers import byte_level
 
 VOCABULARY_SIZE = 258
 

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from statewise.bundle_writer import BundleContent, BundleDraft, new_bundle
-from statewise.certificate import Case, Certificate, OutputAgreement, Tolerances
-from statewise.manifest import Variant
-from statewise.model_spec import ModelSpec, RealInput, StateSpec, ValueHead
+from statewise.bundles.certificate import Case, Certificate, OutputAgreement, Tolerances
+from statewise.bundles.manifest import Variant
+from statewise.bundles.writer import BundleContent, BundleDraft, new_bundle
+from statewise.model.spec import ModelSpec, RealInput, StateSpec, ValueHead
 
 VARIANT = "cpu-float32"
 STEP = f"step.{VARIANT}.onnx"

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from server.runtime.one_shot import OneShotRunner
-from server.runtime.sessions import create_session
-from statewise.bundle_writer import BundleContent, new_bundle
-from statewise.manifest import Variant
-from statewise.model_spec import LabelsHead, ModelSpec, TokenInput
+from statewise.bundles.manifest import Variant
+from statewise.bundles.writer import BundleContent, new_bundle
+from statewise.model.spec import LabelsHead, ModelSpec, TokenInput
+from statewise_server.runtime.one_shot import OneShotRunner
+from statewise_server.runtime.ort.sessions import create_session
 from tests.small_bundles import CERTIFICATE, VARIANT, certify
 
 NAN_TOKEN = 7

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.models import hugging_face_folder, vocabulary_size
 from benchmarks.process import Contender, ContenderError
-from statewise.bundle import Bundle
+from statewise.bundles.reader import Bundle
 
 ENVIRONMENT = Path(__file__).parent.parent / ".peers"
 PYTHON = ENVIRONMENT / "bin" / "python"

@@ -19,8 +19,8 @@ from benchmarks.report import Report
 from benchmarks.transformer import add_rates, our_contenders
 from benchmarks.turns import Field, Figures
 from benchmarks.workloads import TRANSFORMER_WORKLOADS, Workload, uniform
-from server.engine import EngineSettings
-from statewise.bundle import Bundle, find_bundle, open_bundle
+from statewise.bundles.reader import Bundle, find_bundle, open_bundle
+from statewise_server.engine import EngineSettings
 
 VARIANT = "cpu-float32"
 

@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from server.runtime.providers import why_not
+from statewise_server.runtime.ort.providers import why_not
 
 
 @pytest.fixture(autouse=True, scope="session")

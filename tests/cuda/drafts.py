@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from statewise.bundle import Bundle
-from statewise.manifest_file import MANIFEST_FILE, decode_manifest, encode_manifest
+from statewise.bundles.manifest_file import MANIFEST_FILE, decode_manifest, encode_manifest
+from statewise.bundles.reader import Bundle
 
 MODELS = ("lstm-2", "gru-text", "rnn-1", "transformer")
 VARIANTS = ("cuda-float32", "cuda-float16")
@@ -49,7 +49,7 @@ def reference(name: str, bundle: Bundle):  # only where torch is
     import torch
 
     from statewise.plugins import load_plugin
-    from training.decoding import ReferenceDecoder
+    from statewise_training.reference.decoding import ReferenceDecoder
 
     plugin = load_plugin(bundle.manifest.plugin)
     config = plugin.config_class.model_validate(bundle.manifest.plugin_config)

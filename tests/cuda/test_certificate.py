@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from export.certify import certify
-from export.inputs import Scale
+from statewise_export.certify.certify import certify
+from statewise_export.certify.inputs import Scale
 from tests.cuda.drafts import MODELS, VARIANTS, draft, reference
 
 pytestmark = pytest.mark.cuda

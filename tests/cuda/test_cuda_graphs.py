@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from server.engine import GenerationRequest
-from server.engine.queue_channel import run_all
-from server.runtime.captured import RUNS_BEFORE_CAPTURE
-from server.runtime.runner import Runner
-from statewise.sampling import GREEDY
+from statewise.rules.sampling import GREEDY
+from statewise_server.engine import GenerationRequest
+from statewise_server.engine.queue_channel import run_all
+from statewise_server.runtime.steps.captured import RUNS_BEFORE_CAPTURE
+from statewise_server.runtime.steps.runner import Runner
 from tests.cuda.drafts import VARIANTS, draft
 from tests.cuda.test_engine import engine_of, requests
 from tests.server.captures import assert_same, decode, start

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.engine import Engine, EngineSettings, GenerationRequest
-from server.engine.queue_channel import run_all
-from server.engine.state_memory import StateMemory
-from server.runtime.device_memory import DeviceMemory
-from server.runtime.runner import Runner
-from server.runtime.state_pool import StatePool
-from statewise.model_spec import StateSpec
-from statewise.sampling import GREEDY, SamplingParams
+from statewise.model.spec import StateSpec
+from statewise.rules.sampling import GREEDY, SamplingParams
+from statewise_server.engine import Engine, EngineSettings, GenerationRequest
+from statewise_server.engine.generation.state_memory import StateMemory
+from statewise_server.engine.queue_channel import run_all
+from statewise_server.runtime.state.device import DeviceMemory
+from statewise_server.runtime.state.pool import StatePool
+from statewise_server.runtime.steps.runner import Runner
 from tests.cuda.drafts import MODELS, VARIANTS, draft
 
 pytestmark = pytest.mark.cuda

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from server.engine.sequence import Sequence
-from server.services.generation import GenerationService
-from statewise.commands import main
+from statewise.cli import main
+from statewise_server.engine.generation.sequence import Sequence
+from statewise_server.services.v1.generation import GenerationService
 
 KEPT: list[object] = []
 """What the control never lets go."""

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.pipeline import export_checkpoint
-from server.engine.settings import EngineSettings
-from server.repository import Repository
 from statewise.plugins import load_plugin
-from training.checkpoint import load_checkpoint, save_checkpoint
+from statewise_export.pipeline import export_checkpoint
+from statewise_server.engine.settings import EngineSettings
+from statewise_server.repository.repository import Repository
+from statewise_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 
 SETTINGS = EngineSettings(max_rows=2, intra_op_threads=1)
 

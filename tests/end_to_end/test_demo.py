@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from statewise.bundle import open_bundle
-from statewise.certificate import check_certificate
-from statewise.commands.demos import DEMOS, load_demo
+from statewise.bundles.certificate import check_certificate
+from statewise.bundles.reader import open_bundle
+from statewise.cli.demos import DEMOS, load_demo
 from statewise.errors import NotFoundError
 
 PNG = b"\x89PNG\r\n"

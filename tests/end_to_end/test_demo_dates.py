@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from statewise.commands.demos.dates_data import HELD_OUT_STYLE, LANGUAGES, Style, make_dates
+from statewise.cli.demos.dates_data import HELD_OUT_STYLE, LANGUAGES, Style, make_dates
 
 PNG = b"\x89PNG\r\n"
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from statewise.commands.demos.series import HORIZON, NUM_LEARNED, _read_weather
+from statewise.cli.demos.series import HORIZON, NUM_LEARNED, _read_weather
 
 
 def test_the_demo_runs_to_its_end(tmp_path: Path) -> None:

@@ -13,18 +13,18 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from export.certify_sequences import certify_sequences
-from export.inputs import Scale
-from server.app import Application
-from statewise.bundle import open_bundle
+from statewise.bundles.reader import open_bundle
+from statewise.cli import main
 from statewise.client import AsyncClient, Client
-from statewise.commands import main
 from statewise.v1 import generation_pb2, prediction_pb2
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
+from statewise_export.certify.certify_sequences import certify_sequences
+from statewise_export.certify.inputs import Scale
+from statewise_server.app import Application
+from statewise_training.data.tokenizers import byte_level
+from statewise_training.reference.decoding import ReferenceDecoder
 from tests.inspected import MAX_POSITIONS, NUM_HEADS, START, checkpoint_of, repository
 from tests.serving import running_server
-from training.decoding import ReferenceDecoder
-from training.tokenizers import byte_level
 
 INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 
@@ -178,7 +178,7 @@ def test_bad_input_is_told_with_its_field(server: Application, case: str) -> Non
 
 def test_an_answer_that_would_be_too_large_is_refused_before_it_is_made(server: Application, monkeypatch) -> None:
     """The message has the numbers, and the longest sequence that it names is answered."""
-    monkeypatch.setattr("server.services.inspection.MAX_NUMBERS", NUM_HEADS * 10**2)
+    monkeypatch.setattr("statewise_server.services.v1.inspection.MAX_NUMBERS", NUM_HEADS * 10**2)
     with Client(server.address, timeout=60) as client:
         with pytest.raises(
             Exception, match="of 11 items would be 242 numbers, at most 200 are sent; give at most 10 it"

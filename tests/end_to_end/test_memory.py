@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from statewise import Client
-from statewise.bundle import find_bundle, open_bundle
+from statewise.bundles.reader import find_bundle, open_bundle
 from tests.end_to_end.processes import serving
 
 ROWS = 256

@@ -49,7 +49,7 @@ def client(server: ServerProcess) -> Iterator[Client]:
 
 
 def _reference(model: str, prompt: list[int], count: int) -> tuple[int, ...]:
-    from statewise.sampling import GREEDY
+    from statewise.rules.sampling import GREEDY
 
     (row,), _ = reference_decoder(model).generate([np.array(prompt)], [GREEDY], count)
     return tuple(row.tolist())

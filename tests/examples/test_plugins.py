@@ -15,16 +15,16 @@ import numpy as np
 import onnx
 import pytest
 
-from server.app import Application
 from statewise import Client
-from statewise.bundle import find_bundle, open_bundle
+from statewise.bundles.reader import find_bundle, open_bundle
+from statewise_server.app import Application
 from tests.serving import running_server
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 MAKE_BUNDLES = """
-from statewise.commands import main
+from statewise.cli import main
 
 def run(*arguments):
     try:

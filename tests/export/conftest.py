@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from statewise.commands import main
+from statewise.cli import main
 from statewise.plugins import load_plugin
 
 
@@ -58,7 +58,7 @@ def statewise(capsys: pytest.CaptureFixture[str]) -> Statewise:
 def write_checkpoint(folder: Path) -> Path:
     import torch
 
-    from training.checkpoint import save_checkpoint
+    from statewise_training.checkpoints.checkpoint import save_checkpoint
 
     plugin = load_plugin("gru")
     config = plugin.config_class.model_validate({"vocabulary_size": 19, "hidden_size": 16})

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.pipeline import export_checkpoint
-from export.trace import shown_shapes
-from statewise.bundle import open_bundle
+from statewise.bundles.reader import open_bundle
 from statewise.errors import ConfigError
-from statewise.model_spec import ModelSpec, RealInput, ValueHead
+from statewise.model.spec import ModelSpec, RealInput, ValueHead
 from statewise.plugins import load_plugin
+from statewise_export.pipeline import export_checkpoint
+from statewise_export.trace.trace import shown_shapes
+from statewise_training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.export.conftest import Statewise
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def make(folder: Path, plugin_name: str, **options: Any) -> Checkpoint:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from server.runtime.captured import NOT_CAPTURED
-from server.runtime.cuda_session import CudaSession
-from server.runtime.memory import HOST, Memory
-from server.runtime.onnx import onnxruntime
-from server.runtime.runner import Runner, StepResult
-from server.runtime.sessions import create_session
-from statewise.sampling import SamplingParams
+from statewise.rules.sampling import SamplingParams
+from statewise_server.runtime.ort.cuda_session import CudaSession
+from statewise_server.runtime.ort.onnx import onnxruntime
+from statewise_server.runtime.ort.sessions import create_session
+from statewise_server.runtime.state.memory import HOST, Memory
+from statewise_server.runtime.steps.captured import NOT_CAPTURED
+from statewise_server.runtime.steps.runner import Runner, StepResult
 from tests.models import draft_bundle
 
 VARIANT = "cuda-float32"

@@ -17,10 +17,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from server.app import Application
-from server.config import ServerSettings
 from statewise.client import Client
 from statewise.errors import ConfigError, OverloadedError, UnavailableError
+from statewise_server.app import Application
+from statewise_server.config import ServerSettings
 from tests.serving import model_repository, running_server
 
 SERVICE = "statewise.v1.GenerationService"
@@ -140,7 +140,7 @@ def test_taken_port_is_refused_readably() -> None:
 def start(folder: Path, *flags: str) -> tuple[subprocess.Popen[str], Path]:
     """Start `statewise serve` in a process of its own; returns it and its ready file."""
     ready = folder / "ready"
-    command = [sys.executable, "-c", "from statewise.commands import main; main()", "serve", "--port", "0"]
+    command = [sys.executable, "-c", "from statewise.cli import main; main()", "serve", "--port", "0"]
     command += ["--models", str(model_repository()), "--ready-file", str(ready), *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), ready
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from server.config import ServerSettings, load_settings
-from server.engine.settings import EngineSettings
 from statewise.errors import ConfigError
+from statewise_server.config import ServerSettings, load_settings
+from statewise_server.engine.settings import EngineSettings
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.app import Application
+from statewise_server.app import Application
 from tests.serving import running_server
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from statewise_training.run.run import train
 from tests.training.runs import small_config
-from training.run import train
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 
 from statewise.errors import ConfigError
-from training.config import TrainConfig
-from training.run import train
+from statewise_training.config import TrainConfig
+from statewise_training.run.run import train
 
 WORDS = "the cat sat on the mat and the dog ran to the cat\n"
 

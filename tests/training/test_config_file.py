@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from statewise.errors import ConfigError
-from training.config import BPETokenizer, TrainConfig
-from training.config_file import load_config
+from statewise_training.config import BPETokenizer, TrainConfig
+from statewise_training.config_file import load_config
 
 MINIMAL = "name: m\nplugin: gru\n"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "configs"

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from statewise.model_spec import CategoricalHead
-from training.recurrent.module import RecurrentModule
+from statewise.model.spec import CategoricalHead
+from statewise_training.families.recurrent.module import RecurrentModule
 
 State = tuple[Tensor, ...]
 

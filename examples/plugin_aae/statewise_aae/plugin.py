@@ -9,7 +9,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from statewise import PluginConfig, SequencePlugin
-from statewise.model_spec import CategoricalHead, EmbeddingHead, ModelSpec, RealInput, StateSpec, TokenInput
+from statewise.model.spec import CategoricalHead, EmbeddingHead, ModelSpec, RealInput, StateSpec, TokenInput
 from statewise.plugins import Batch
 from statewise_aae.module import AdversarialAutoencoder
 

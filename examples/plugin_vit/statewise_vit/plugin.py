@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch.nn import functional as F
 
 from statewise import ConfigError, PluginConfig, SequencePlugin
-from statewise.model_spec import LabelsHead, ModelSpec, RealInput
+from statewise.model.spec import LabelsHead, ModelSpec, RealInput
 from statewise.plugins import DataSpec
 from statewise_vit.module import VisionTransformer
 

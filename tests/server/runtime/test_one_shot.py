@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from server.runtime.one_shot import bucket_of, pad_rows
+from statewise_server.runtime.one_shot import bucket_of, pad_rows
 from tests.small_encoders import sums_runner
 
 

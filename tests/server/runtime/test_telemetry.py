@@ -22,7 +22,7 @@ def import_in_a_new_home(statement: str, home: Path) -> set[str]:
 
 def test_importing_onnx_runtime_through_its_one_module_writes_nothing(tmp_path: Path) -> None:
     """No device id appears under the user's home, though the variable was not set before."""
-    assert import_in_a_new_home("import server.runtime.onnx", tmp_path / "ours") == set()
+    assert import_in_a_new_home("import statewise_server.runtime.ort.onnx", tmp_path / "ours") == set()
 
 
 def test_a_session_writes_nothing_either(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_session_writes_nothing_either(tmp_path: Path) -> None:
     statement = """
 import numpy as np
 from onnx import TensorProto, helper
-from server.runtime.onnx import onnxruntime
+from statewise_server.runtime.ort.onnx import onnxruntime
 value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])
 graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", [value("x")], [value("y")])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
@@ -46,7 +46,9 @@ def test_importing_onnx_runtime_bare_does_write(tmp_path: Path) -> None:
     assert import_in_a_new_home("import onnxruntime", tmp_path / "bare") != set()
 
 
-@pytest.mark.parametrize("module", ["server", "server.app", "server.command", "statewise", "statewise.commands"])
+@pytest.mark.parametrize(
+    "module", ["statewise_server", "statewise_server.app", "statewise_server.cli", "statewise", "statewise.cli"]
+)
 def test_the_server_and_the_client_import_no_torch(module: str) -> None:
     """Neither torch nor Lightning, nor the packages that need them, is loaded."""
     heavy = "{'torch', 'lightning', 'training', 'export', 'onnxscript'}"

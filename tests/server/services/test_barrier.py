@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import pytest
 
-from server.services.barrier import MAX_DETAILS, Barrier
 from statewise.errors import DataLossError, InvalidRequestError
 from statewise.status import FIELD_KEY
 from statewise.v1 import generation_pb2 as pb
@@ -19,6 +18,7 @@ from statewise.v1.generation_pb2_grpc import (
     GenerationServiceStub,
     add_GenerationServiceServicer_to_server,
 )
+from statewise_server.services.barrier import MAX_DETAILS, Barrier
 
 
 class Failing(GenerationServiceServicer):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.services.wire import explain, parser_for
 from statewise.errors import InternalError, InvalidRequestError, StatewiseError
 from statewise.v1 import generation_pb2 as pb
+from statewise_server.services.wire import explain, parser_for
 
 parse = parser_for(pb.GenerateRequest.FromString)
 

@@ -1,0 +1,299 @@
+"""The parity certificate: proof, by running the bundle, that a variant computes what PyTorch computes."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Literal
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from statewise.bundles.manifest import FileName, ModelName, Sha256
+from statewise.bundles.manifest_file import describe
+from statewise.bundles.reader import Bundle
+from statewise.errors import BundleError
+from statewise.model.spec import Strict
+
+
+class Figures(Strict):
+    """Base of the records here: a certificate that failed may hold NaN, which JSON's numbers cannot."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class Tolerances(Figures):
+    """What counts as equal."""
+
+    absolute: float = Field(ge=0)
+    relative: float = Field(ge=0)
+    of_largest: float = Field(default=0.0, ge=0)
+    """Part of the largest absolute value in the same output vector that is added."""
+    near_tie: float = Field(default=0.0, ge=0)
+    """Two tokens whose logits are at most this far apart (and `of_largest`) may change places."""
+    batch: Literal["exact", "within"] = "exact"
+    """Whether a row alone is held to the bit against the row in a batch, or within these tolerances."""
+
+
+class OutputAgreement(Figures):
+    """How far the outputs lie from the reference's, over all cases."""
+
+    max_absolute_error: float
+    max_relative_error: float
+    positions_compared: int = Field(ge=0)
+
+
+class TokenAgreement(Figures):
+    """How many tokens, or labels, are the reference's."""
+
+    compared: int = Field(ge=0)
+    equal: int = Field(ge=0)
+    near_ties: int = Field(default=0, ge=0)
+    """Tokens that differ within the tolerance."""
+
+    @property
+    def all_equal(self) -> bool:
+        """Whether every one is the reference's, near ties aside."""
+        return self.equal + self.near_ties == self.compared
+
+
+class Limits(Figures):
+    """How far a variant of lower precision may lie from PyTorch in float32."""
+
+    kl_divergence: float = Field(ge=0)
+    """Nats per item, mean."""
+    perplexity_ratio: float = Field(ge=1)
+    """Perplexity of the variant over that of float32; of mixtures, geometric mean of the densities' ratios."""
+    difference: float = Field(ge=0)
+    """Values: mean absolute difference, in units of the data's standard deviation."""
+    equal_labels: float = Field(default=0.0, ge=0, le=1)
+    """Least share of labels of whole sequences, or of their items, that are the same."""
+    answers: float = Field(default=math.inf, ge=0)
+    """Embeddings and values of whole sequences: mean absolute difference, in units of their own standard deviation."""
+
+
+class TokenDivergence(Figures):
+    """A variant and PyTorch in float32 on the same tokens, each predicted from those before it."""
+
+    held_out: Literal["data", "sampled"]
+    """Tokens that training has not seen, or, where the checkpoint has none, drawn from the float32 model itself."""
+    num_tokens: int = Field(ge=1)
+    perplexity_float32: float
+    perplexity: float
+    kl_divergence: float
+    """Of the variant's distribution from that of float32, mean, in nats."""
+    equal_greedy: float
+    """Share of tokens of which both hold the same one for the most probable."""
+    common_prefix: float
+    """Mean number of greedy tokens after a prompt until the two part, of `num_generated`."""
+    num_generated: int = Field(ge=1)
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        ratio = self.perplexity / self.perplexity_float32
+        return self.kl_divergence <= limits.kl_divergence and ratio <= limits.perplexity_ratio
+
+
+class DensityDivergence(Figures):
+    """A variant's mixtures and those of PyTorch in float32 on the same real vectors, in nats per vector."""
+
+    held_out: Literal["data", "sampled"]
+    """Vectors that training has not seen, or, where the checkpoint has none, drawn from the float32 model itself."""
+    num_items: int = Field(ge=1)
+    negative_log_likelihood_float32: float
+    negative_log_likelihood: float
+    kl_divergence: float
+    """Of the variant's distribution from that of float32, estimated with a vector drawn from each of the latter."""
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        loss = self.negative_log_likelihood - self.negative_log_likelihood_float32
+        return self.kl_divergence <= limits.kl_divergence and loss <= math.log(limits.perplexity_ratio)
+
+
+class ValueDivergence(Figures):
+    """A variant and PyTorch in float32 on the same real vectors, in units of the data's standard deviation."""
+
+    held_out: Literal["data", "sampled"]
+    """Vectors that training has not seen, or, where the checkpoint has none, normally distributed ones."""
+    num_items: int = Field(ge=1)
+    mean_difference: float
+    max_difference: float
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        return self.mean_difference <= limits.difference
+
+
+class AnswerDivergence(Figures):
+    """A variant and PyTorch in float32 on embeddings or values of the same sequences.
+
+    In units of the standard deviation of each number from one sequence to another.
+    """
+
+    held_out: Literal["data", "sampled"]
+    """Items that training has not seen, or, where the checkpoint has none, random ones."""
+    num_answers: int = Field(ge=1)
+    mean_difference: float
+    max_difference: float
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        return self.mean_difference <= limits.answers
+
+
+class LabelDivergence(Figures):
+    """A variant and PyTorch in float32 on the labels of the same sequences."""
+
+    held_out: Literal["data", "sampled"]
+    """Items that training has not seen, or, where the checkpoint has none, random ones."""
+    num_labels: int = Field(ge=1)
+    kl_divergence: float
+    """Of the variant's distribution over the labels from that of float32, mean, in nats."""
+    equal_labels: float
+    """Share of labels of which both hold the same one for the most probable, or float32 one nearly as probable."""
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; NaN does not."""
+        return self.kl_divergence <= limits.kl_divergence and self.equal_labels >= limits.equal_labels
+
+
+Divergence = TokenDivergence | DensityDivergence | ValueDivergence | LabelDivergence | AnswerDivergence
+
+
+class Case(Figures):
+    """One shape of input that was run."""
+
+    graph: Literal["step", "predict", "score", "inspect"] = "step"
+    """Which graph, `step` standing for all those that carry state."""
+    prompt_length: int = Field(ge=0)
+    """Longest prompt or sequence of the batch, where rows are ragged."""
+    source_length: int | None = None
+    """Longest source of the batch; None where the model has none."""
+    batch_size: int = Field(ge=1)
+    chunk: int | None = None
+    """Items per prefill run; None where each prompt went in whole."""
+    mixed: bool = False
+    """Whether one prompt was read in the runs in which the other rows decoded."""
+    max_absolute_error: float
+    passed: bool
+
+
+class SequenceAgreement(Figures):
+    """How a graph that reads whole sequences agrees with the reference."""
+
+    graph: Literal["predict", "score", "inspect"]
+    tolerances: Tolerances
+    outputs: OutputAgreement
+    labels: TokenAgreement | None = None
+    """Most probable labels; None where the model gives none."""
+    batch_invariant: bool
+    """A sequence alone gives what it gives in a full batch: bit for bit, or as `tolerances.batch` says."""
+    divergence: LabelDivergence | AnswerDivergence | None = None
+    """Of what `predict` says from PyTorch in float32; None where the outputs themselves were held against it."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether labels and batches are as they should be; the outputs are `Certificate.cases`."""
+        return self.batch_invariant and (self.labels is None or self.labels.all_equal)
+
+
+class Certificate(Figures):
+    """`certificate.<variant>.json`."""
+
+    schema_version: Literal[1] = 1
+    model: ModelName
+    version: int = Field(ge=1)
+    variant: str
+    passed: bool
+    reference: Literal["pytorch", "itself"] = "pytorch"
+    """What outputs and tokens were held against. Rounded to few bits, nothing equals PyTorch within a tolerance: such a
+    variant is held against itself, fed one item at a time and sampled by the rules in NumPy, and the tolerances say how
+    far its batches, chunks and graphs may lie apart; `divergence` says how far it lies from PyTorch."""
+    tolerances: Tolerances
+    """Of the graphs that carry state, as `outputs`; of `predict`, where the model has none."""
+    outputs: OutputAgreement
+    greedy_tokens: TokenAgreement | None = None
+    """None where the model gives real vectors."""
+    sampled_tokens: TokenAgreement | None = None
+    sampled_vectors: TokenAgreement | None = None
+    """Of mixtures: equal within what the outputs' tolerance makes of a vector; near ties are between components."""
+    batch_invariant: bool
+    """A row alone gives what it gives in a full batch, and beside a prompt that is read in the same run: bit for bit,
+    or as `tolerances.batch` says."""
+    chunk_invariant: bool
+    """A prompt in chunks gives what it gives whole, within the tolerances; true where nothing is read in chunks."""
+    sequences: tuple[SequenceAgreement, ...] = ()
+    """The graphs that read whole sequences."""
+    divergence: Divergence | None = None
+    """From PyTorch in float32; None where the outputs themselves were held against it."""
+    limits: Limits | None = None
+    cases: tuple[Case, ...] = Field(min_length=1)
+    seeds: tuple[int, ...]
+    libraries: dict[str, str]
+    """Versions that the comparison was made with."""
+    files: dict[FileName, Sha256]
+    """The graphs and weights that it speaks for: `Bundle.variant_files`."""
+    created: datetime
+    """UTC."""
+
+    @model_validator(mode="after")
+    def _passed_means_all(self) -> Certificate:
+        if self.passed and not all(case.passed for case in self.cases):
+            raise ValueError("says passed, but a case of it did not")
+        if self.passed and not all(agreement.passed for agreement in self.sequences):
+            raise ValueError("says passed, but a graph that reads whole sequences did not")
+        if self.reference == "itself" and (self.divergence is None or self.limits is None):
+            raise ValueError("was not held against PyTorch, and says neither how far from it nor what is allowed")
+        if self.passed and not self.is_close:
+            raise ValueError("says passed, but lies further from float32 than its limits")
+        return self
+
+    @property
+    def is_close(self) -> bool:
+        """Whether its divergence from float32, if it speaks of one, is within its limits."""
+        found = [self.divergence, *(agreement.divergence for agreement in self.sequences)]
+        limits = self.limits
+        return limits is None or all(divergence is None or divergence.within(limits) for divergence in found)
+
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def read_certificate(bundle: Bundle, variant_name: str) -> Certificate:
+    """Return a variant's certificate, passed or not. Raises BundleError where it is absent or unreadable."""
+    name = bundle.variant(variant_name).certificate
+    try:
+        return Certificate.model_validate_json(bundle.path(name).read_bytes())
+    except ValidationError as error:
+        raise BundleError(f"{name}: {describe(error)}") from error
+    except OSError as error:
+        raise BundleError(f"{name}: cannot be read: {error.strerror}") from error
+
+
+def check_certificate(bundle: Bundle, variant_name: str) -> Certificate:
+    """Return a variant's certificate. Raises BundleError unless it passed and speaks for just its files."""
+    certificate = read_certificate(bundle, variant_name)
+    name = bundle.variant(variant_name).certificate
+    subject = (bundle.manifest.name, bundle.manifest.version, variant_name)
+    certified = (certificate.model, certificate.version, certificate.variant)
+    if certified != subject:
+        raise BundleError(f"{name}: speaks for {_spell(certified)}, not for {_spell(subject)}")
+    if not certificate.passed:
+        raise BundleError(f"{name}: parity was missed, so variant {variant_name} is not certified")
+    _check_files(name, certificate.files, bundle.variant_files(variant_name))
+    return certificate
+
+
+def _check_files(name: str, certified: dict[str, str], files: dict[str, str]) -> None:
+    silent = sorted(files.keys() - certified.keys())
+    if silent:
+        raise BundleError(f"{name}: says nothing of {', '.join(silent)}")
+    others = sorted(file for file, digest in certified.items() if files.get(file) != digest)
+    if others:
+        raise BundleError(f"{name}: speaks for another content of {', '.join(others)}")
+
+
+def _spell(subject: tuple[str, int, str]) -> str:
+    model, version, variant = subject
+    return f"{model}/{version} variant {variant}"

@@ -1,0 +1,84 @@
+"""Plugin `markov`: the next token depends on the last one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from statewise.errors import ConfigError
+from statewise.model.spec import CategoricalHead, ModelSpec, StateSpec, TokenInput
+from statewise.plugins import DataSpec, PluginConfig, SequencePlugin
+from statewise_training.data.chunks import Items
+from statewise_training.data.counting import count_pairs
+from statewise_training.families.markov.module import MarkovModule
+from statewise_training.families.shared.losses import next_item_loss
+
+MAX_VOCABULARY = 8192
+"""The largest table is 256 MiB of float32; trained by gradient, it takes four times that."""
+
+
+class MarkovConfig(PluginConfig):
+    """Configuration of a first-order model over tokens."""
+
+    vocabulary_size: int = Field(ge=2)
+    """Number of token ids. Filled in from the tokenizer."""
+    fit: Literal["counting", "gradient"] = "counting"
+    """Relative frequencies in closed form, or the trainer."""
+    smoothing: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    """Counting only: added to the count of every pair of tokens (Lidstone; 1 is Laplace)."""
+
+    @field_validator("vocabulary_size")
+    @classmethod
+    def _table_fits(cls, size: int) -> int:
+        if size > MAX_VOCABULARY:
+            raise ValueError(
+                f"{size:,} tokens need a table of {size * size:,} numbers ({size * size * 4 / 2**30:.1f} GiB); "
+                f"the limit is {MAX_VOCABULARY:,} tokens. Choose a tokenizer with fewer, or plugin autoregressive with "
+                "window 1, whose size grows with the vocabulary alone"
+            )
+        return size
+
+
+class MarkovPlugin(SequencePlugin[MarkovConfig]):
+    """First-order Markov chains over tokens."""
+
+    name = "markov"
+    config_class = MarkovConfig
+
+    def spec(self, config: MarkovConfig) -> ModelSpec:
+        """The last token, as its id + 1; 0 is none yet."""
+        return ModelSpec(
+            input=TokenInput(vocabulary_size=config.vocabulary_size),
+            head=CategoricalHead(vocabulary_size=config.vocabulary_size),
+            state=(StateSpec(name="last", dtype="int64", shape=("row",)),),
+        )
+
+    def build(self, config: MarkovConfig) -> MarkovModule:
+        """All but uniform transitions."""
+        return MarkovModule(config.vocabulary_size)
+
+    def loss(
+        self, config: MarkovConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Cross-entropy in nats per token."""
+        return next_item_loss(output, targets, mask, head=self.spec(config).head)
+
+    def fit(self, module: torch.nn.Module, config: MarkovConfig, documents: Sequence[Items]) -> bool:
+        """Count: log((count(a, b) + smoothing) / (count(a) + smoothing * vocabulary_size))."""
+        if config.fit != "counting":
+            return False
+        counts = count_pairs(documents, config.vocabulary_size)
+        with torch.no_grad():
+            module.table.copy_(torch.from_numpy(counts.log_probability_table(config.smoothing)))
+        return True
+
+    def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
+        """The raw configuration with the vocabulary's size. Raises ConfigError for real vectors."""
+        if not isinstance(data.input, TokenInput):
+            raise ConfigError(
+                "plugin: markov reads tokens, and data.kind series holds real vectors; use autoregressive with window 1"
+            )
+        return super().for_data(config, data)

@@ -1,0 +1,40 @@
+"""Which label was taken for which, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from statewise_training.files import atomic_file
+
+_MOST_NUMBERS = 20
+"""Labels up to which each cell has its number."""
+
+
+def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], path: Path, *, title: str) -> None:
+    """How often a label (row) was predicted as which (column), as PNG; the shade is the share of the row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = np.array(confusion)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    size = min(4 + 0.5 * len(names), 24)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(
+        title=f"{title}: held out", xlabel="predicted", ylabel="label", yticks=range(len(names)), yticklabels=names
+    )
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    if len(names) <= _MOST_NUMBERS:
+        for (row, column), share in np.ndenumerate(shares):
+            text = f"{share:.2f}" if counts[row, column] else ""
+            axes.text(
+                column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black", fontsize=8
+            )
+    figure.colorbar(image, label="share of the row")
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -1,0 +1,57 @@
+"""What a model must beat: simple predictors of the same held-out items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from statewise_training.data.chunks import Items
+from statewise_training.data.counting import count_pairs, neighbours
+
+
+def unigram_bits(train: Sequence[Items], held_out: Sequence[Items], vocabulary_size: int) -> float:
+    """Bits that an order-0 model takes for the held-out items, its counts from `train`, add-one smoothed.
+
+    Documents are token ids; the first item of each is given, not predicted, as it is to every model here.
+    """
+    counts = np.bincount(neighbours(train)[1], minlength=vocabulary_size) + 1
+    probabilities = counts / counts.sum()
+    return float(-np.log2(probabilities[neighbours(held_out)[1]]).sum())
+
+
+def bigram_bits(train: Sequence[Items], held_out: Sequence[Items], vocabulary_size: int) -> float:
+    """Bits that an order-1 model takes: (count(a, b) + 1) / (count(a) + vocabulary_size)."""
+    probabilities = count_pairs(train, vocabulary_size).probabilities(*neighbours(held_out))
+    return float(-np.log2(probabilities).sum())
+
+
+def last_value_error(held_out: Sequence[Items]) -> float:
+    """Mean squared error of predicting that each vector repeats the one before."""
+    differences = np.concatenate([np.diff(document.astype(np.float64), axis=0) for document in held_out])
+    return float(np.square(differences).mean())
+
+
+def last_value_nats(train: Sequence[Items], held_out: Sequence[Items]) -> float:
+    """Nats per item of a Gaussian random walk, its steps as in the training part."""
+    return _gaussian_nats(*(np.concatenate([np.diff(item, axis=0) for item in part]) for part in (train, held_out)))
+
+
+def independent_nats(train: Sequence[Items], held_out: Sequence[Items]) -> float:
+    """Nats per item of independent draws from one Gaussian, that of the training part."""
+    return _gaussian_nats(np.concatenate(train), np.concatenate([document[1:] for document in held_out]))
+
+
+def _gaussian_nats(train: Items, held_out: Items) -> float:
+    """Mean negative log-density of vectors `[item, features]` under the Gaussian of others."""
+    mean = train.mean(axis=0, dtype=np.float64)
+    factor = np.linalg.cholesky(np.cov(train.T.astype(np.float64)).reshape(len(mean), -1) + 1e-9 * np.eye(len(mean)))
+    whitened = np.linalg.solve(factor, (held_out - mean).T)
+    constant = 0.5 * len(mean) * np.log(2 * np.pi) + np.log(np.diag(factor)).sum()
+    return float(0.5 * np.square(whitened).sum(axis=0).mean() + constant)
+
+
+def mean_value_error(train: Sequence[Items], held_out: Sequence[Items]) -> float:
+    """Mean squared error of predicting the training part's mean."""
+    mean = np.concatenate(train).astype(np.float64).mean(axis=0)
+    return float(np.square(np.concatenate([document[1:] for document in held_out]) - mean).mean())

@@ -1,0 +1,108 @@
+"""The figures of a finished run: the kept weights on the held-out data, beside the baselines."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from statewise_training.checkpoints.checkpoint import Checkpoint
+from statewise_training.data.chunks import Chunks, InOrder
+from statewise_training.data.dataset import Dataset
+from statewise_training.data.pairs.batches import Pairs
+from statewise_training.run.baselines import (
+    bigram_bits,
+    independent_nats,
+    last_value_error,
+    last_value_nats,
+    mean_value_error,
+    unigram_bits,
+)
+from statewise_training.run.exact_match import exact_match
+from statewise_training.run.label_figures import LabelFigures
+from statewise_training.run.label_measure import answer_figures
+from statewise_training.run.module import run_batch
+
+
+class Summary(BaseModel):
+    """`summary.json`."""
+
+    name: str
+    plugin: str
+    parameters: int
+    steps: int
+    best_step: int
+    seconds: float
+    """Training time, over all attempts of a run that was resumed."""
+    steps_per_second: float
+    validation_loss: float
+    """Of the kept weights, over the held-out data in chunks of `trainer.sequence_length` from zero state."""
+    unit: str
+    held_out_items: int
+    held_out_characters: int | None = None
+    bits_per_character: float | None = None
+    exact_match: float | None = None
+    """Pairs: share of held-out sources whose greedy output is the target."""
+    exact_match_pairs: int | None = None
+    """Pairs that were decoded for it."""
+    baselines: dict[str, float]
+    """By the same measure: bits per character for text, accuracy for labels, else the validation loss."""
+    accuracy: float | None = None
+    """Share of the held-out labels that are predicted; of embeddings, by the nearest mean of a label."""
+    macro_f1: float | None = None
+    """Mean of the F1 of all labels that are held out or predicted."""
+    labels: dict[str, LabelFigures] | None = None
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    """How often a label (row) was predicted as which (column), in the order of `labels`."""
+    data_sha256: str
+    initialized_from: str | None = None
+
+
+@torch.inference_mode()
+def held_out_loss(checkpoint: Checkpoint, chunks: Chunks, batch_size: int) -> float:
+    """Mean loss per item over the chunks, each from zero state."""
+    spec = checkpoint.plugin.spec(checkpoint.config)
+    total = 0.0
+    for batch in InOrder(chunks, batch_size):
+        output = run_batch(checkpoint.module, spec, batch)
+        loss = checkpoint.plugin.loss(checkpoint.config, output, batch.targets, batch.mask)
+        total += float(loss) * batch.num_predictions
+    return total / chunks.num_predictions
+
+
+def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[str, Any]:
+    """Return the part of a summary that follows from weights and data."""
+    loss = held_out_loss(checkpoint, dataset.held_out, batch_size)
+    items = dataset.held_out.num_predictions
+    figures: dict[str, Any] = {
+        "validation_loss": loss,
+        "held_out_items": items,
+        "parameters": sum(parameter.numel() for parameter in checkpoint.module.parameters()),
+        "data_sha256": dataset.sha256,
+    }
+    if dataset.is_labelled:
+        return {**figures, **answer_figures(checkpoint, dataset, batch_size)}
+    train, held_out, size = dataset.train_documents, dataset.held_out_documents, dataset.item_size
+    if checkpoint.plugin.spec(checkpoint.config).head.kind == "mixture":
+        baselines = {"random_walk": last_value_nats(train, held_out), "gaussian": independent_nats(train, held_out)}
+        return {**figures, "unit": "nats per item", "baselines": baselines}
+    if dataset.held_out_characters is None:
+        baselines = {"last_value": last_value_error(held_out), "mean": mean_value_error(train, held_out)}
+        return {**figures, "unit": "squared error per value", "baselines": baselines}
+    characters = dataset.held_out_characters
+    if isinstance(dataset.held_out, Pairs):
+        spec = checkpoint.plugin.spec(checkpoint.config)
+        share, count = exact_match(checkpoint.module, spec, dataset.held_out, batch_size)
+        figures |= {"exact_match": share, "exact_match_pairs": count}
+    return {
+        **figures,
+        "unit": "nats per item",
+        "held_out_characters": characters,
+        "bits_per_character": loss / math.log(2) * items / characters,
+        "baselines": {
+            "unigram": unigram_bits(train, held_out, size) / characters,
+            "bigram": bigram_bits(train, held_out, size) / characters,
+        },
+    }

@@ -1,0 +1,75 @@
+"""Figures of predicted labels: accuracy, precision, recall, F1, and which is taken for which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from torch import Tensor
+
+from statewise_training.data.chunks import Batch
+from statewise_training.data.labelled.sequences import LabelledSequences
+
+Counts = NDArray[np.int64]
+
+
+class LabelFigures(BaseModel):
+    """How well one label is predicted on the held-out data."""
+
+    precision: float
+    recall: float
+    f1: float
+    held_out: int
+    """How often it occurs there."""
+    train: int
+    """How often it occurs in the training part."""
+
+
+def predictions(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Most probable label and true label of every real sequence or item, `[n]` each."""
+    labels = output.argmax(dim=-1)
+    if batch.per_sequence:
+        return labels, batch.targets
+    return labels[batch.mask], batch.targets[batch.mask]
+
+
+def label_accuracy(output: Tensor, batch: Batch) -> Tensor:
+    """Share of the labels of a batch that are predicted rightly."""
+    labels, targets = predictions(output, batch)
+    return (labels == targets).float().mean()
+
+
+def count_labels(sequences: LabelledSequences, num_labels: int) -> Counts:
+    """How often each label occurs, `[label]`."""
+    return np.bincount(sequences.targets.numpy(), minlength=num_labels)
+
+
+def class_balance(sequences: LabelledSequences, names: Sequence[str], most: int = 12) -> str:
+    """The labels with their shares, the most frequent ones first."""
+    counts = count_labels(sequences, len(names))
+    order = np.argsort(-counts, kind="stable")
+    shares = [f"{names[index]} {counts[index] / counts.sum():.1%}" for index in order[:most]]
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join(shares + more)
+
+
+def figures_of(confusion: Counts, train: Counts, names: Sequence[str]) -> dict[str, object]:
+    """The part of a summary that follows from counts `[label, predicted]`, and those of the training part `[label]`."""
+    right = np.diag(confusion)
+    held_out, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall = right / predicted.clip(min=1), right / held_out.clip(min=1)
+    # 2 tp / (2 tp + fp + fn)
+    f1 = 2 * right / (held_out + predicted).clip(min=1)
+    columns = zip(precision, recall, f1, held_out, train, strict=True)
+    return {
+        "accuracy": float(right.sum() / confusion.sum()),
+        "macro_f1": float(f1[(held_out + predicted) > 0].mean()),
+        "labels": {
+            name: LabelFigures(precision=p, recall=r, f1=f, held_out=h, train=t)
+            for name, (p, r, f, h, t) in zip(names, columns, strict=True)
+        },
+        "confusion": tuple(map(tuple, confusion.tolist())),
+        "baselines": {"most_frequent_label": float(held_out[train.argmax()] / confusion.sum())},
+    }

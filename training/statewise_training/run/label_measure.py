@@ -1,0 +1,57 @@
+"""What the kept weights say of the held-out sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statewise_training.checkpoints.checkpoint import Checkpoint
+from statewise_training.data.chunks import InOrder
+from statewise_training.data.dataset import Dataset
+from statewise_training.data.labelled.sequences import LabelledSequences
+from statewise_training.run.label_figures import Counts, count_labels, figures_of, predictions
+from statewise_training.run.module import run_batch
+
+
+@torch.inference_mode()
+def answer_figures(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[str, Any]:
+    """The part of a summary that is about labels, embeddings or values."""
+    names = dataset.spec.labels
+    if names is None:
+        return {"unit": "squared error per value", "baselines": {"mean": _mean_error(dataset)}}
+    train = count_labels(dataset.train, len(names))
+    if checkpoint.plugin.spec(checkpoint.config).head.kind == "embedding":
+        confusion = _nearest_means(checkpoint, dataset, batch_size)
+        return {"unit": "nats of contrast", **figures_of(confusion, train, names)}
+    pairs = [predictions(output, batch) for output, batch in _answers(checkpoint, dataset.held_out, batch_size)]
+    confusion = _count_pairs(*map(torch.cat, zip(*pairs, strict=True)), len(names))
+    return {"unit": "nats per label", **figures_of(confusion, train, names)}
+
+
+def _answers(checkpoint: Checkpoint, sequences: LabelledSequences, batch_size: int) -> Any:
+    spec = checkpoint.plugin.spec(checkpoint.config)
+    return ((run_batch(checkpoint.module, spec, batch), batch) for batch in InOrder(sequences, batch_size))
+
+
+def _mean_error(dataset: Dataset) -> float:
+    mean = dataset.train.targets.mean(dim=0)
+    return float((dataset.held_out.targets - mean).square().mean())
+
+
+def _nearest_means(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> Counts:
+    """Labels predicted by the nearest mean of a label's training embeddings (Snell et al. 2017)."""
+    names = dataset.spec.labels or ()
+    train = torch.cat([output for output, _ in _answers(checkpoint, dataset.train, batch_size)])
+    means = torch.zeros(len(names), train.shape[1]).index_add(0, dataset.train.targets, train)
+    means = torch.nn.functional.normalize(means, dim=1)
+    held_out = torch.cat([output for output, _ in _answers(checkpoint, dataset.held_out, batch_size)])
+    return _count_pairs((held_out @ means.T).argmax(dim=1), dataset.held_out.targets, len(names))
+
+
+def _count_pairs(labels: Tensor, targets: Tensor, num_labels: int) -> Counts:
+    """How often a label (row) was predicted as which (column)."""
+    pairs = (targets * num_labels + labels).numpy()
+    return np.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels)
