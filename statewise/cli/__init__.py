@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Annotated, Any, NoReturn
@@ -76,6 +77,13 @@ class _Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         entry = _announced().get(cmd_name)
         return _load(entry) if entry is not None else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = _announced()
+        near = get_close_matches(args[0], known) if args and args[0] not in known else ()
+        if near:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(map(repr, near))}?")
+        return super().resolve_command(ctx, args)
 
 
 def _announced() -> dict[str, EntryPoint]:

@@ -182,7 +182,8 @@ def test_early_stopping_ends_a_run_that_no_longer_gains(tmp_path: Path) -> None:
     ("changes", "part"),
     [
         ({"plugin": "hmm"}, "plugin: no plugin named 'hmm'"),
-        ({"model__hiden_size": 3}, "model.hiden_size: unknown key (its value is 3); did you mean hidden_size?"),
+        ({"plugin": "lstmm"}, "; did you mean lstm?"),
+        ({"model__hiden_size": 3}, "model.hiden_size: unknown key (its value is 3); did you mean model.hidden_size?"),
         ({"model__hidden_size": 0}, "model.hidden_size: should be greater than or equal to 1, got 0"),
         ({"model__vocabulary_size": 9}, "model.vocabulary_size: is 9, but the data gives"),
         ({"trainer__accelerator": "warp"}, "accelerator warp"),

@@ -6,6 +6,7 @@ import errno
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from statewise.errors import ConfigError, NotFoundError
 from statewise.model.spec import ModelSpec
-from statewise.plugins import DataSpec, PluginConfig, SequencePlugin, load_plugin
+from statewise.plugins import DataSpec, PluginConfig, SequencePlugin, available_plugins, load_plugin
 from statewise_training.checkpoints.weights import load_weights, read_weights, rename
 from statewise_training.config import TrainConfig
 from statewise_training.config_file import validate
@@ -135,7 +136,9 @@ def _find_plugin(config: TrainConfig) -> SequencePlugin[Any]:
     try:
         return load_plugin(config.plugin)
     except NotFoundError as error:
-        raise ConfigError(f"plugin: {error}") from error
+        near = get_close_matches(config.plugin, available_plugins(), n=1)
+        suggestion = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"plugin: {error}{suggestion}") from error
 
 
 def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: Dataset) -> PluginConfig:
