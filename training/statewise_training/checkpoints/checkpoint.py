@@ -29,6 +29,7 @@ from statewise.model.spec import Strict
 from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
 from statewise.versions import installed_versions
 from statewise_training.checkpoints.held_out import Items, Pair, read_items, read_pairs, to_tensors
+from statewise_training.checkpoints.surround import with_surround
 from statewise_training.checkpoints.weights import load_weights, read_weights, save_weights
 from statewise_training.families.shared.standardized import Standardized, StandardizedInput
 from statewise_training.files import atomic_file, write_atomically
@@ -72,7 +73,7 @@ class Standardization(Strict):
 class CheckpointRecord(Strict):
     """`checkpoint.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: ModelName
     plugin: str
     config: dict[str, Any]
@@ -154,9 +155,11 @@ def save_checkpoint(
     """Write a model to a folder, which is made if need be; other files in it stay.
 
     `held_out`: items `[time]` or `[time, features]`, or pairs, that the model was not trained on, not standardised; the
-    first of them are kept, and `statewise export` measures on them what quantization costs.
-    Raises ConfigError for a name that no model can have.
+    first of them are kept, and `statewise export` measures on them what quantization costs. The tokens around a text
+    that an encoder reads (`special_tokens.surround`) are those that the tokenizer adds, unless they are given.
+    Raises ConfigError for a name that no model can have, and for special tokens that cannot be used.
     """
+    special_tokens = with_surround(special_tokens, load_plugin(plugin_name).spec(config), tokenizer_file)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(module, folder / WEIGHTS_FILE)
     files = {WEIGHTS_FILE: hash_file(folder / WEIGHTS_FILE)}
@@ -233,6 +236,8 @@ def _read_record(folder: Path) -> CheckpointRecord:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if isinstance(content, dict) and content.get("schema_version") == 1:
+        raise ConfigError(f"{path}: was written before the first release, as schema version 1; train or save it again")
     try:
         return CheckpointRecord.model_validate(content)
     except ValidationError as error:

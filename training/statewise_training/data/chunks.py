@@ -83,11 +83,13 @@ class Batch(NamedTuple):
     source_lengths: Tensor | None = None
     per_sequence: bool = False
     """Whether there is one target for each row, and not one for each item."""
+    num_added: int = 0
+    """Items of each row that `mask` leaves out although they are real: the special tokens around a text."""
 
     @property
     def lengths(self) -> Tensor:
         """How many items of each row are real."""
-        return self.mask.sum(1)
+        return self.mask.sum(1) + self.num_added
 
     @property
     def num_predictions(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from statewise.bundles.manifest import Surround
 from statewise.errors import ConfigError
 from statewise.model.spec import RealInput, TokenInput
 from statewise.plugins import DataSpec, item_size
@@ -105,7 +106,7 @@ def _prepare_labelled(config: TrainConfig, data: LabelledData) -> Dataset:
         parts.train.documents,
         parts.held_out.documents,
         spec=parts.spec,
-        sha256=_fingerprint(arrays),
+        sha256=_fingerprint([*arrays, *_around(parts.encoder)]),
         encoder=parts.encoder,
         standardization=parts.standardization,
     )
@@ -132,8 +133,18 @@ def _prepare_pairs(config: TrainConfig, data: PairsData) -> Dataset:
 
 def _encode_pairs(pairs: Sequence[Pair], encoder: TextEncoder) -> Pairs:
     targets = [_encode(Document(pair.target), encoder) for pair in pairs]
-    sources = [encoder.encode(pair.source) if isinstance(pair.source, str) else pair.source for pair in pairs]
-    return Pairs(targets, sources, [pair.place for pair in pairs])
+    sources = [
+        encoder.encode_surrounded(pair.source) if isinstance(pair.source, str) else pair.source for pair in pairs
+    ]
+    has_texts = isinstance(pairs[0].source, str)
+    note = ", with its special tokens," if has_texts and encoder.surround.num_tokens else ""
+    return Pairs(targets, sources, [pair.place for pair in pairs], note)
+
+
+def _around(encoder: TextEncoder | None) -> list[NDArray[np.int32]]:
+    """The special tokens around every text as part of the data's fingerprint; none where there are none."""
+    surround = encoder.surround if encoder else Surround()
+    return [np.array(side, np.int32) for side in (surround.before, surround.after) if surround.num_tokens]
 
 
 def _dataset(config: TrainConfig, train: list[Items], held_out: list[Items], **fields: object) -> Dataset:

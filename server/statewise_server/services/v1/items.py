@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from statewise.bundles.manifest import Manifest, Surround
 from statewise.errors import InvalidRequestError
 from statewise.model.spec import RealInput
 from statewise.v1 import generation_pb2 as pb
-from statewise_server.services.v1.reading import LONG_TEXT, read_vectors, tokenizer_for
+from statewise_server.services.v1.reading import LONG_TEXT, included, read_vectors, tokenizer_for
 
 if TYPE_CHECKING:
     from statewise_server.engine.whole_sequences.predictor import Predictor
@@ -25,15 +26,17 @@ class ReadSequence:
     """One sequence as a model reads it."""
 
     items: NDArray[Any]
-    """int64 `[time]` or float32 `[time, features]`, at least one item, a start token included."""
-    num_start: int
-    """1 where the first item is a start token, which nobody has sent."""
+    """int64 `[time]` or float32 `[time, features]`, at least one item, with the tokens that were added."""
+    num_before: int = 0
+    """Tokens added before the items that were sent: a start token, or those before a text."""
+    num_after: int = 0
+    """Tokens added after a text."""
     spans: tuple[tuple[int, int], ...] = ()
     """Of text: the first character of each item sent, and the one behind its last."""
 
 
 async def read_items(given: pb.Items, predictor: Predictor, field: str) -> NDArray[Any]:
-    """One sequence, int64 `[time]` or float32 `[time, features]`, at least one item; start tokens as in `read_inputs`.
+    """Read one sequence, int64 `[time]` or float32 `[time, features]`; tokens are added as in `read_inputs`.
 
     `field` is the sequence's name on the wire. Raises InvalidRequestError, naming what is wrong with which field.
     """
@@ -42,10 +45,10 @@ async def read_items(given: pb.Items, predictor: Predictor, field: str) -> NDArr
 
 
 async def read_inputs(inputs: Sequence[pb.Items], predictor: Predictor) -> list[ReadSequence]:
-    """The sequences of a request, as many as one may have; a model that generates has its start token before each.
+    """Read the sequences of a request, as many as one may have.
 
-    Models that only say something of whole sequences are trained on them as they are, so these get no start token.
-    Raises InvalidRequestError, naming what is wrong with which field.
+    A model that generates has its start token before each. All others read token ids as they are, and a text between
+    the tokens that surround texts. Raises InvalidRequestError, naming what is wrong with which field.
     """
     most = predictor.settings.max_inputs
     if not 1 <= len(inputs) <= most:
@@ -70,20 +73,30 @@ def _read(given: pb.Items, predictor: Predictor, field: str) -> ReadSequence:
         wanted = "vectors" if isinstance(reads, RealInput) else "tokens or text"
         raise InvalidRequestError(f"model {manifest.name!r} reads {wanted}", field=f"{field}.{kind}")
     if isinstance(reads, RealInput):
-        return ReadSequence(_vectors(given.vectors, reads.features, predictor, f"{field}.vectors"), 0)
+        return ReadSequence(_vectors(given.vectors, reads.features, predictor, f"{field}.vectors"))
     ids, spans = _tokens(given.tokens, predictor, field) if kind == "tokens" else _text(given.text, predictor, field)
     name = f"{field}.tokens.ids" if kind == "tokens" else f"{field}.text"
     if not len(ids):
         raise InvalidRequestError("is empty; give at least one item", field=name)
-    start = manifest.special_tokens.start if manifest.model.generates else None
-    num_start = 0 if start is None else 1
-    _check_length(predictor, len(ids) + num_start, name)
+    added = _added(manifest, is_text=kind == "text")
+    _check_length(
+        predictor, len(ids) + added.num_tokens, name, num_around=0 if manifest.model.generates else added.num_tokens
+    )
     outside = ids[(ids < 0) | (ids >= reads.vocabulary_size)]
     if len(outside):
         raise InvalidRequestError(
             f"id {outside[0]} is outside the vocabulary (0 to {reads.vocabulary_size - 1})", field=name
         )
-    return ReadSequence(np.concatenate([np.full(num_start, start or 0), ids]), num_start, spans)
+    items = np.concatenate([np.array(added.before, np.int64), ids, np.array(added.after, np.int64)])
+    return ReadSequence(items, len(added.before), len(added.after), spans)
+
+
+def _added(manifest: Manifest, *, is_text: bool) -> Surround:
+    """Return the tokens to add: a start token in a model that generates, around a text in all others."""
+    special = manifest.special_tokens
+    if manifest.model.generates:
+        return Surround(before=() if special.start is None else (special.start,))
+    return (special.surround if is_text else None) or Surround()
 
 
 def _vectors(given: pb.VectorSequence, features: int, predictor: Predictor, field: str) -> NDArray[np.float32]:
@@ -110,8 +123,10 @@ def _text(text: str, predictor: Predictor, field: str) -> Ids:
     return np.asarray(encoding.ids, np.int64), tuple(encoding.offsets)
 
 
-def _check_length(predictor: Predictor, length: int, field: str) -> None:
+def _check_length(predictor: Predictor, length: int, field: str, num_around: int = 0) -> None:
     if length > predictor.max_items:
         raise InvalidRequestError(
-            f"has {length} items, a start token included; at most {predictor.max_items} are allowed", field=field
+            f"has {length} items{included(num_around) or ', a start token included'}; "
+            f"at most {predictor.max_items} are allowed",
+            field=field,
         )

@@ -59,8 +59,8 @@ def _label(logits: Output, names: tuple[str, ...]) -> pb.Label:
 
 
 def _tags(logits: Output, sequence: ReadSequence, names: tuple[str, ...]) -> pb.Tags:
-    """One tag for each item that was sent, `logits` `[time, labels]`."""
-    logits = logits[sequence.num_start :]
+    """Return one tag for each item that was sent, none for tokens that were added; `logits` `[time, labels]`."""
+    logits = logits[sequence.num_before : len(logits) - sequence.num_after]
     chosen = logits.argmax(axis=1)
     probabilities = np.take_along_axis(_probabilities(logits), chosen[:, None], axis=1)[:, 0]
     starts, ends = zip(*sequence.spans, strict=True) if sequence.spans else ((), ())

@@ -64,6 +64,11 @@ def tokenizer_for(tokenizer: Tokenizer | None, manifest: Manifest, field: str) -
     return tokenizer
 
 
+def included(num_added: int) -> str:
+    """Say in an error about a text's length how many of its items are special tokens that surround it."""
+    return f", {num_added} special tokens around the text included" if num_added else ""
+
+
 async def encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
     """The ids of a text, without tokens around it; a long one does not hold up the event loop."""
     encode = tokenizer.encode_batch_fast

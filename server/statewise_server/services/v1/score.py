@@ -34,5 +34,5 @@ def _score(answer: Answer, sequence: ReadSequence) -> pb.Score:
     return pb.Score(
         log_probabilities=values.tolist(),
         total=float(values.sum(dtype=np.float64)),
-        tokens=sequence.items[sequence.num_start :].tolist() if is_tokens else (),
+        tokens=sequence.items[sequence.num_before :].tolist() if is_tokens else (),
     )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from statewise.bundles.manifest import Surround
 from statewise.errors import InvalidRequestError
 from statewise.model.spec import RealInput
 from statewise.v1 import generation_pb2 as pb
-from statewise_server.services.v1.reading import encode_text, read_vectors, tokenizer_for
+from statewise_server.services.v1.reading import encode_text, included, read_vectors, tokenizer_for
 
 if TYPE_CHECKING:
     from statewise_server.engine.generation.engine import Engine
@@ -50,19 +51,20 @@ def _tokens(given: pb.TokenSequence, engine: Engine) -> NDArray[np.int64]:
 
 
 async def _text(text: str, engine: Engine) -> NDArray[np.int64]:
-    """The ids of a text between the tokens that stand around sources; none for an empty text."""
-    tokenizer, special = tokenizer_for(engine.tokenizer, engine.manifest, "source.text"), engine.manifest.special_tokens
+    """Return the ids of a text between the tokens that surround it; none for an empty text."""
+    tokenizer = tokenizer_for(engine.tokenizer, engine.manifest, "source.text")
     encoded = await encode_text(text, tokenizer)
-    ends = ([] if token is None else [token] for token in (special.source_start, special.source_end))
-    before, behind = ends if encoded else ((), ())
-    ids = np.array([*before, *encoded, *behind], np.int64)
-    _check_length(engine, len(ids), "source.text")
+    surround = (engine.manifest.special_tokens.surround if encoded else None) or Surround()
+    ids = np.array([*surround.before, *encoded, *surround.after], np.int64)
+    _check_length(engine, len(ids), "source.text", num_added=surround.num_tokens)
     return ids
 
 
-def _check_length(engine: Engine, length: int, field: str) -> None:
+def _check_length(engine: Engine, length: int, field: str, num_added: int = 0) -> None:
     limit = engine.manifest.model.max_source_positions
     if limit is not None and length > limit:
         raise InvalidRequestError(
-            f"the source has {length} items, and model {engine.manifest.name!r} reads at most {limit}", field=field
+            f"the source has {length} items{included(num_added)}, and model {engine.manifest.name!r} reads at most "
+            f"{limit}",
+            field=field,
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from statewise.bundles.manifest import Surround
 from statewise.errors import ConfigError
 from statewise.model.spec import RealInput, TokenInput
 from statewise.plugins import DataSpec
@@ -124,15 +125,18 @@ class _SideMaker:
         self._data = data
         self._indices = {name: index for index, name in enumerate(labels or ())}
         self._encoder = encoder
+        self._surround = encoder.surround if encoder else Surround()
         self._standardization = standardization
 
     def make(self, examples: Sequence[Example]) -> Side:
         if self._data.target == "tags":
             items, tags = zip(*map(self._tagged, examples), strict=True)
-            return Side(list(items), LabelledSequences(items, tags, piece_length=self._length))
+            sequences = LabelledSequences(items, tags, piece_length=self._length, surround=self._surround)
+            return Side(list(items), sequences)
         documents = [self._whole(example) for example in examples]
         targets = self._targets(example.target for example in examples)
-        return Side(documents, LabelledSequences(documents, targets, [example.place for example in examples]))
+        places = [example.place for example in examples]
+        return Side(documents, LabelledSequences(documents, targets, places, surround=self._surround))
 
     def _targets(self, targets: Iterable[Any]) -> NDArray[Any]:
         if self._data.target == "value":
@@ -143,7 +147,17 @@ class _SideMaker:
         items = self._vectors(example.items) if self._encoder is None else self._encoder.encode(example.items)
         if not len(items):
             raise ConfigError(f"{example.place}: the tokenizer makes no token of this text; leave it out")
-        return items[: self._data.truncate_to]
+        return items[: self._own_length()]
+
+    def _own_length(self) -> int | None:
+        """Items of a sequence that may stay, so that they and the tokens around them are at most `truncate_to`."""
+        limit, added = self._data.truncate_to, self._surround.num_tokens
+        if limit is not None and limit <= added:
+            raise ConfigError(
+                f"data.truncate_to: {limit} items leave no room beside the {added} special tokens around every text; "
+                "raise it"
+            )
+        return limit if limit is None else limit - added
 
     def _tagged(self, example: Example) -> tuple[Items, NDArray[np.int64]]:
         labels = np.full(len(example.items), self._indices.get(self._data.outside, 0), np.int64)
