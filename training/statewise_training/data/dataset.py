@@ -23,6 +23,7 @@ from statewise_training.data.labelled.sequences import LabelledSequences
 from statewise_training.data.pairs.batches import Pairs
 from statewise_training.data.pairs.reading import Pair, read_pairs, split_pairs
 from statewise_training.data.tokenizers import TextEncoder, make_encoder
+from statewise_training.data.unknown import notes_on
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Dataset:
     held_out_characters: int | None = None
     """Characters of the held-out text, special tokens not counted."""
     standardization: Standardization | None = None
+    notes: tuple[str, ...] = ()
+    """For the user, such as how much of the text the tokenizer does not know."""
 
     @property
     def is_labelled(self) -> bool:
@@ -70,13 +73,15 @@ def _prepare_text(config: TrainConfig) -> Dataset:
     train, held_out = split(read_texts(config.data), config.data.held_out, config.data.split_seed)
     # Fitted to the training part alone: the held-out text must be as unseen as any other.
     encoder = make_encoder(config.text_tokenizer, [document.body for document in train])
+    encoded = [[_encode(document, encoder) for document in part] for part in (train, held_out)]
+    texts = [[document.body for document in part] for part in (train, held_out)]
     return _dataset(
         config,
-        [_encode(document, encoder) for document in train],
-        [_encode(document, encoder) for document in held_out],
+        *encoded,
         spec=DataSpec(TokenInput(vocabulary_size=encoder.vocabulary_size)),
         encoder=encoder,
         held_out_characters=sum(len(document.body) for document in held_out),
+        notes=notes_on(encoder, *zip(texts, encoded, strict=True)),
     )
 
 
@@ -109,16 +114,18 @@ def _prepare_labelled(config: TrainConfig, data: LabelledData) -> Dataset:
         sha256=_fingerprint([*arrays, *_around(parts.encoder)]),
         encoder=parts.encoder,
         standardization=parts.standardization,
+        notes=parts.notes,
     )
 
 
 def _prepare_pairs(config: TrainConfig, data: PairsData) -> Dataset:
     train, held_out = split_pairs(read_pairs(data), data.held_out, data.split_seed)
-    texts = [text for pair in train for text in (pair.source, pair.target) if isinstance(text, str)]
-    encoder = make_encoder(config.text_tokenizer, texts)
+    encoder = make_encoder(config.text_tokenizer, _texts(train))
     if encoder.special_tokens.start is None or encoder.special_tokens.end is None:
         raise ConfigError("tokenizer: pairs need a token before and behind every target; name both as start and end")
     sides = [_encode_pairs(pairs, encoder) for pairs in (train, held_out)]
+    texts = [_texts(pairs) for pairs in (train, held_out)]
+    ids = [[*side.documents, *(side.sources if isinstance(train[0].source, str) else ())] for side in sides]
     tokens, source = TokenInput(vocabulary_size=encoder.vocabulary_size), train[0].source
     return Dataset(
         *sides,
@@ -128,7 +135,13 @@ def _prepare_pairs(config: TrainConfig, data: PairsData) -> Dataset:
         sha256=_fingerprint([*sides[0].documents, *sides[0].sources, *sides[1].documents, *sides[1].sources]),
         encoder=encoder,
         held_out_characters=sum(len(pair.target) for pair in held_out),
+        notes=notes_on(encoder, *zip(texts, ids, strict=True)),
     )
+
+
+def _texts(pairs: Sequence[Pair]) -> list[str]:
+    """All targets, then all sources that are texts."""
+    return [*(pair.target for pair in pairs), *(pair.source for pair in pairs if isinstance(pair.source, str))]
 
 
 def _encode_pairs(pairs: Sequence[Pair], encoder: TextEncoder) -> Pairs:

@@ -58,6 +58,17 @@ class TextEncoder:
         ids = self.encode(text)
         return np.array([*self.surround.before, *ids, *self.surround.after], np.int32) if len(ids) else ids
 
+    def pieces_of(self, text: str, token: int) -> list[str]:
+        """Return the pieces of a text that have become this token."""
+        pieces = list(_pieces(text))
+        encodings = self.tokenizer.encode_batch(pieces, add_special_tokens=False)
+        return [
+            piece[start:end]
+            for piece, encoding in zip(pieces, encodings, strict=True)
+            for found, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if found == token
+        ]
+
     def encode_with_ends(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the ids of a text, and for each the index of the character behind its last one."""
         pieces = list(_pieces(text))

@@ -214,3 +214,5 @@ def _announce(config: TrainConfig, dataset: Dataset, model: nn.Module, console: 
     if dataset.spec.labels is not None:
         balance = class_balance(train, dataset.spec.labels)
         console.print(f"labels: {balance}", highlight=False, markup=False, soft_wrap=True)
+    for note in dataset.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from statewise_training.data.chunks import Items
 from statewise_training.data.labelled.reading import Example, read_labelled
 from statewise_training.data.labelled.sequences import LabelledSequences
 from statewise_training.data.tokenizers import TextEncoder, make_encoder
+from statewise_training.data.unknown import notes_on
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class LabelledParts:
     spec: DataSpec
     encoder: TextEncoder | None
     standardization: Standardization | None
+    notes: tuple[str, ...]
 
 
 def prepare_labelled(config: TrainConfig, data: LabelledData) -> LabelledParts:
@@ -53,7 +55,11 @@ def prepare_labelled(config: TrainConfig, data: LabelledData) -> LabelledParts:
         standardization = _standardization(train, config, data)
     maker = _SideMaker(config, data, labels, encoder, standardization)
     sides = maker.make(train), maker.make(held_out)
-    return LabelledParts(*sides, _data_spec(sides[0], data, labels, encoder), encoder, standardization)
+    notes: tuple[str, ...] = ()
+    if encoder is not None:
+        texts = ([example.items for example in part] for part in (train, held_out))
+        notes = notes_on(encoder, *((text, side.documents) for text, side in zip(texts, sides, strict=True)))
+    return LabelledParts(*sides, _data_spec(sides[0], data, labels, encoder), encoder, standardization, notes)
 
 
 def _split(examples: Sequence[Example], data: LabelledData) -> tuple[list[Example], list[Example]]:
