@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import statewise
-from statewise.errors import ConfigError, ParityError, StatewiseError
+from statewise.errors import ConfigError, DivergedError, ParityError, StatewiseError
 
 GROUP = "statewise.commands"
 
@@ -41,7 +41,7 @@ _EXTRAS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, 1 (parity missed), 2 (bad input), 70 (a fault), 130 (interrupted)."""
+    """Run the command line and exit: 0, 1 (a check missed), 2 (bad input), 70 (a fault), 130 (interrupted)."""
     try:
         get_command(_app).main(args=None if arguments is None else list(arguments), prog_name="statewise")
     except Exception as error:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, StatewiseError):
-        return str(error), 1 if isinstance(error, ParityError) else 2
+        return str(error), 1 if isinstance(error, ParityError | DivergedError) else 2
     if isinstance(error, ModuleNotFoundError) and (hint := _how_to_install(error)):
         return hint, 2
     told = "a fault of Statewise itself; STATEWISE_TRACEBACK=1 shows where, please report it"

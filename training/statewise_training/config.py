@@ -198,6 +198,8 @@ class TrainerConfig(Section):
     """Steps between validations, each with a checkpoint; one epoch where absent."""
     log_every: PositiveInt = 10
     """Steps between rows of the log."""
+    allow_diverged: bool = False
+    """Succeed although the validation loss is worse than that of a prediction that ignores the input."""
     accelerator: str = "auto"
     devices: int | str | list[int] = "auto"
     num_nodes: PositiveInt = 1

@@ -208,19 +208,6 @@ def test_a_transformer_trains_within_its_positions(tmp_path: Path) -> None:
     assert "20 positions" in message
 
 
-def test_divergence_ends_with_advice(tmp_path: Path) -> None:
-    """A loss that is no longer a number ends the run and says what to lower."""
-    config = small_config(
-        tmp_path,
-        plugin="rnn",
-        model={"hidden_size": 12, "nonlinearity": "relu"},
-        optimizer__learning_rate=100,
-        trainer__gradient_clip=None,
-    )
-
-    assert "training has diverged" in error(config)
-
-
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     """The key and the path are named."""
     config = small_config(tmp_path)

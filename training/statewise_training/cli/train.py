@@ -48,6 +48,8 @@ def train(
     Given again, the same command goes on with a run that was broken off.
 
     The folder holds the weights, the tokenizer, the configuration, the log, a picture of it and a summary.
+
+    Exits with 1 where the model is worse than a prediction that ignores the input; trainer.allow_diverged accepts that.
     """
     from statewise_training.config_file import load_config
 
@@ -58,6 +60,7 @@ def train(
     from rich.console import Console
 
     from statewise_training.run import run
+    from statewise_training.run.divergence import check_learnt
 
     console = Console()
     try:
@@ -67,6 +70,7 @@ def train(
         raise typer.Exit(130) from stop
     if summary is not None:
         _report(summary, settings.folder, console)
+        check_learnt(summary, settings, console)
 
 
 def _report(summary: Summary, folder: Path, console: Console) -> None:

@@ -22,15 +22,16 @@ from statewise_training.files import write_atomically
 
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps", "trainer.early_stopping_patience"}
 """Settings that may change when a run is gone on with."""
-_MACHINE = {
+_NOT_COMPARED = {
     "output",
+    "trainer.allow_diverged",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.log_every",
 }
-"""Settings that say where a run is, and not which."""
+"""Settings that leave the weights as they are: where a run is, how it is logged and judged."""
 
 
 class RunState(Enum):
@@ -107,7 +108,7 @@ class RunFolder:
 
     def _changes(self, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
         before, now = _flatten(load_config(self.config_file)), _flatten(config)
-        keys = [key for key in sorted(before.keys() | now.keys()) if key not in _MACHINE]
+        keys = [key for key in sorted(before.keys() | now.keys()) if key not in _NOT_COMPARED]
         return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
     def clear(self) -> None:
