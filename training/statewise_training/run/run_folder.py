@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import torch
 import yaml
 
 from statewise.errors import ConfigError
+from statewise.locks import locked_folder
 from statewise_training.checkpoints.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from statewise_training.config import TrainConfig
 from statewise_training.config_file import load_config
@@ -56,26 +54,10 @@ class RunFolder:
         self.checkpoints = folder / "checkpoints"
         self.logs = folder / "logs"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep the folder to this process. Raises ConfigError where another trains there."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise ConfigError(f"output: {self.folder} cannot be used as a folder: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"output: another process trains in {self.folder}; wait for it, or choose another --output"
-            ) from error
-        finally:
-            os.close(descriptor)
-            # A run that never began leaves no folder behind; one with files in it cannot be removed like this.
-            with suppress(OSError):
-                self.folder.rmdir()
+        taken = f"another process trains in {self.folder}; wait for it, or choose another --output"
+        return locked_folder(self.folder, "output", taken=taken)
 
     @property
     def state(self) -> RunState:
