@@ -1,4 +1,4 @@
-"""Whether a run has learnt anything: its validation loss against a prediction that ignores the input."""
+"""The check that a run has learnt something: its validation loss against a prediction that ignores the input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PREDICTORS = {
     "mean": "the mean of the training data",
     "most_frequent_label": "label frequencies alone",
 }
-"""What `Summary.baseline_loss` is the loss of, by the baseline that the summary has beside it."""
+"""The predictor behind `Summary.baseline_loss`, by the baseline that the summary has beside it."""
 
 
 def check_learnt(summary: Summary, config: TrainConfig, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What is kept of a run when its steps are done."""
+"""The end of a run: the best weights, checkpoint, log, pictures and summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training run, from configuration to checkpoint folder; broken off at any point, the same call goes on."""
+"""A training run, from configuration to checkpoint folder; the same call resumes an interrupted one."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG,
 def train(
     config: TrainConfig, *, resume: bool = False, force: bool = False, console: Console | None = None
 ) -> Summary | None:
-    """Train, or go on with a run that was broken off; a complete run is left as it is.
+    """Train, or resume an interrupted run; a complete run is left as it is.
 
-    `resume` insists on a run to go on with, and takes up a complete one whose configuration now says another
-    number of epochs or steps; `force` starts again. Returns the summary on the first process, else None.
+    `resume` requires a run to resume, and trains on a complete one whose configuration now asks for another number of
+    epochs or steps; `force` starts again. Returns the summary on the first process, else None.
     Raises ConfigError for what the user can correct, SystemExit where a signal stopped the run.
     """
     console = console or Console()
@@ -76,7 +76,7 @@ def _resource_errors(folder: Path) -> Iterator[None]:
 
 
 def _is_done(run: RunFolder, config: TrainConfig, *, resume: bool, force: bool) -> bool:
-    """Whether the folder holds this very run, complete; else it is made ready to train in."""
+    """Return whether the folder holds this very run, complete; otherwise prepare it for training."""
     if force:
         run.clear()
     if run.state is RunState.NEW:
@@ -156,7 +156,7 @@ def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: D
 
 
 def _check_fits(config: TrainConfig, model: ModelSpec, data: DataSpec) -> None:
-    """Hold what the family learns against what the data teaches."""
+    """Raise ConfigError where the data lacks the targets that the family learns from."""
     gives_value = not model.generates and model.head.kind == "value"
     learns = _task(
         # A model that embeds what it generates makes its sources itself: an autoencoder.

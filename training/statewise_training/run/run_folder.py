@@ -1,4 +1,4 @@
-"""The output folder of a run: what is in it, how far it came, and that only one process writes there."""
+"""The output folder of a run: its files, how far the run came, and a lock that keeps it to one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from statewise_training.config_file import load_config
 from statewise_training.files import write_atomically
 
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps", "trainer.early_stopping_patience"}
-"""Settings that may change when a run is gone on with."""
+"""Settings that may change when a run is resumed."""
 _NOT_COMPARED = {
     "output",
     "trainer.allow_diverged",
@@ -41,7 +41,7 @@ class RunState(Enum):
 
 
 class RunFolder:
-    """Names and states of the files that a run keeps."""
+    """The files of a run, by name, and their state."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""From a Hugging Face checkpoint folder to one that `statewise export` takes."""
+"""Import of a Hugging Face checkpoint folder as one that `statewise export` takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from statewise_training.families.transformer.plugin import TransformerConfig
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported."""
+    """The outcome of an import."""
 
     name: str
     config: TransformerConfig
@@ -70,7 +70,7 @@ def import_checkpoint(
 
 
 def _cut_positions(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The weights with as many positions as the module has."""
+    """Cut learned positions to those that the module has."""
     own = module.state_dict()
     return {
         name: tensor[: len(own[name])] if name.endswith("position_embedding.weight") else tensor
@@ -96,7 +96,7 @@ def _check_output(output: Path) -> None:
 def _configs(
     source: HuggingFaceConfig, path: Path, limits: Mapping[str, int | None]
 ) -> tuple[TransformerConfig, TransformerConfig]:
-    """The model as it is, and with as many positions as wanted."""
+    """Return the configuration of the whole model, and the one with the positions that are wanted."""
     try:
         whole = source.convert()
     except ValidationError as error:
@@ -144,7 +144,7 @@ def _special_tokens(source: HuggingFaceConfig, tokenizer_file: Path | None) -> S
 def _translate(
     given: Mapping[str, Tensor], source: HuggingFaceConfig, config: TransformerConfig, where: str
 ) -> dict[str, Tensor]:
-    """The tensors under our names. Raises ConfigError listing, by the file's names, what does not fit."""
+    """Return the tensors under our names. Raises ConfigError listing, by the file's names, what does not fit."""
     given = source.named(given)
     shapes = _shapes(source, config, where)
     if config.tied_embeddings and "lm_head.weight" not in given:

@@ -1,4 +1,4 @@
-"""From examples to batches: the held-out split, the labels' names, text to tokens, characters' labels to tokens'."""
+"""Labelled examples as arrays: the held-out split, names of labels, tokens of texts, and tags of characters as of tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Side:
 
 @dataclass(frozen=True)
 class LabelledParts:
-    """All that a run needs of its labelled data."""
+    """The labelled data of a run."""
 
     train: Side
     held_out: Side
@@ -63,7 +63,7 @@ def prepare_labelled(config: TrainConfig, data: LabelledData) -> LabelledParts:
 
 
 def _split(examples: Sequence[Example], data: LabelledData) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples; of each label about the same share, and never all, is held out."""
+    """Return training and held-out examples; about the same share of each label is held out, never all of one."""
     rng = np.random.default_rng(data.split_seed)
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
@@ -85,7 +85,7 @@ def _split(examples: Sequence[Example], data: LabelledData) -> tuple[list[Exampl
 
 
 def _label_names(examples: Sequence[Example], data: LabelledData) -> tuple[str, ...]:
-    """Every label, sorted; by number where all are numbers."""
+    """Return every label, sorted; by number where all are numbers."""
     if data.target == "label":
         names = {example.target for example in examples}
     else:
@@ -117,7 +117,7 @@ def _data_spec(side: Side, data: LabelledData, labels: tuple[str, ...] | None, e
 
 
 class _SideMaker:
-    """Turns examples into arrays, the same way on both sides of the split."""
+    """Converts examples to arrays, the same way on both sides of the split."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class _SideMaker:
         return items[: self._own_length()]
 
     def _own_length(self) -> int | None:
-        """Items of a sequence that may stay, so that they and the tokens around them are at most `truncate_to`."""
+        """Return the most items of a sequence that leave room in `truncate_to` for the tokens around it."""
         limit, added = self._data.truncate_to, self._surround.num_tokens
         if limit is not None and limit <= added:
             raise ConfigError(

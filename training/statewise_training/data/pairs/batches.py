@@ -1,4 +1,4 @@
-"""Pairs in memory, as a run takes them: whole, whatever their lengths."""
+"""Pairs in memory and batches of them; pairs are never cut."""
 
 from __future__ import annotations
 
