@@ -107,7 +107,7 @@ class PairsData(_Data):
     source_files: Files | None = None
     """In place of `files`: text files with a source per line."""
     target_files: Files | None = None
-    """Text files with a target per line. Both lists are sorted by name; line n of one belongs to line n of the other."""
+    """Text files with a target per line. Both lists are sorted by name; line n of each is one pair."""
 
     @model_validator(mode="after")
     def _one_way_to_give_pairs(self) -> PairsData:

@@ -1,4 +1,4 @@
-"""Labelled examples as arrays: the held-out split, names of labels, tokens of texts, and tags of characters as of tokens."""
+"""Labelled examples as arrays: the held-out split, names of labels, tokens of texts, and a tag for each token."""
 
 from __future__ import annotations
 
