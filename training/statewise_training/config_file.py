@@ -44,7 +44,7 @@ def validate(
             message = f"{source}: {described[0]} {_remedy(faults[0], raw, source, prefix, overrides)}"
         else:
             lines = "\n  ".join(described)
-            message = f"{source}: {len(faults)} faults\n  {lines} (correct them in {source}, or pass --set KEY=VALUE)"
+            message = f"{source}: {len(faults)} faults\n  {lines} (correct them in {source}, or in --set)"
         raise ConfigError(message) from error
 
 

@@ -237,7 +237,7 @@ def _read_record(folder: Path) -> CheckpointRecord:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if isinstance(content, dict) and content.get("schema_version") == 1:
-        raise ConfigError(f"{path}: was written before the first release, as schema version 1; train or save it again")
+        raise ConfigError(f"{path}: schema_version 1 is older than this release reads (2); train or save it again")
     try:
         return CheckpointRecord.model_validate(content)
     except ValidationError as error:

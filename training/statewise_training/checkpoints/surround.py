@@ -46,7 +46,7 @@ def surround_of(tokenizer: Tokenizer, name: str) -> Surround:
 
 
 def _texts(tokenizer: Tokenizer) -> Iterator[str]:
-    # An empty text ends the search where nothing is added; it fits every split of what is.
+    # Of an empty text only the added tokens are left: it fits any split of these.
     yield ""
     yield from _WORDS
     added = tokenizer.get_added_tokens_decoder()
