@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.contenders.process import Subject, answer
 from benchmarks.models import vocabulary_size
-from benchmarks.process import Subject, answer
 from benchmarks.workloads import Workload
 from statewise.bundles.reader import Bundle, open_bundle
 from statewise.model.graph_io import ITEMS, LENGTHS, NEXT_ITEMS, STEPS, state_input, state_output
