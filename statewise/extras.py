@@ -40,4 +40,14 @@ def packages_of(extra: str) -> tuple[str, ...]:
 
 def is_installed(extra: str) -> bool:
     """Whether every package of an extra can be found; none is imported."""
-    return all(find_spec(package) is not None for package in packages_of(extra))
+    return _first_missing(extra) is None
+
+
+def require(extra: str) -> None:
+    """Find what is missing before the work, not after it. Raises ModuleNotFoundError, naming the package."""
+    if package := _first_missing(extra):
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def _first_missing(extra: str) -> str | None:
+    return next((package for package in packages_of(extra) if find_spec(package) is None), None)

@@ -16,6 +16,7 @@ from statewise.cli.generate import Address
 from statewise.cli.plot.fan import LEVELS, draw_fan
 from statewise.client import DEFAULT_ADDRESS, Client, Forecast
 from statewise.errors import ConfigError
+from statewise.extras import require
 from statewise.series import Series, read_series
 
 _SHOWN = 12
@@ -38,6 +39,8 @@ def forecast(
     """Forecast a series with a mixture model of a running server."""
     names = [name.strip() for name in columns.split(",")] if columns else None
     series = read_series(file, names)[-last if last else 0 :]
+    if plot is not None:
+        require("plot")
     started = time.monotonic()
     with Client(address) as client:
         answer = client.forecast(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from statewise.cli.sequences import read_ids
 from statewise.client import Client, Inspection, Prompt
 from statewise.errors import InvalidRequestError
+from statewise.extras import require
 from statewise.files import check_picture_path
 from statewise.series import read_series
 
@@ -62,7 +63,8 @@ def read_input(text: str, tokens: str | None, series: Path | None) -> Prompt:
 
 
 def inspect(model: str, sequence: Prompt, output: Path, address: str) -> Inspection:
-    """Inspect a sequence, once it is certain that the picture can be written. Raises StatewiseError."""
+    """Inspect a sequence, once it is certain that the picture can be drawn and written. Raises StatewiseError."""
+    require("plot")
     check_picture_path(output)
     with Client(address) as client:
         return client.inspect(model, sequence)
