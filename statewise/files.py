@@ -66,6 +66,8 @@ def check_picture_path(output: Path, *beside: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # where a folder cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -38,9 +38,9 @@ def forecast(
 ) -> None:
     """Forecast a series with a mixture model of a running server."""
     names = [name.strip() for name in columns.split(",")] if columns else None
-    series = read_series(file, names)[-last if last else 0 :]
     if plot is not None:
         require("plot")
+    series = read_series(file, names)[-last if last else 0 :]
     started = time.monotonic()
     with Client(address) as client:
         answer = client.forecast(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
 
@@ -27,14 +28,13 @@ class LazyGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The table's commands in its order, then the others by name."""
-        announced = self._announced()
-        known = [command.name for command in self.table if command.name in announced]
-        return known + sorted(announced.keys() - set(known))
+        known = [command.name for command in self.table if command.name in self._announced]
+        return known + sorted(self._announced.keys() - set(known))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command as `--help` lists it."""
         known = self._known(cmd_name)
-        if cmd_name not in self._announced():
+        if cmd_name not in self._announced:
             return None
         if known is not None:
             missing = known.extra is not None and not is_installed(known.extra)
@@ -63,15 +63,17 @@ class LazyGroup(TyperGroup):
             raise
 
     def _imported(self, ctx: Any, name: str) -> Any:
-        entry = self._announced()[name]
+        entry = self._announced[name]
         try:
-            return _load(entry)
+            return load(entry)
         except (ImportError, AttributeError) as error:
             missing = explain_missing(error, self._extra(name)) if isinstance(error, ImportError) else None
             reason = missing or f"{entry.value} cannot be imported: {error}"
             raise ConfigError(f"`{ctx.command_path} {name}` cannot run: {reason}") from error
 
+    @cached_property
     def _announced(self) -> dict[str, EntryPoint]:
+        """The commands by name; those of the table's own package take precedence."""
         group = self.entry_point_group
         own = {known.name: EntryPoint(known.name, known.function, group) for known in self.table if known.function}
         return {entry.name: entry for entry in entry_points(group=group)} | own
@@ -84,8 +86,8 @@ class LazyGroup(TyperGroup):
         return known.extra if known is not None else None
 
 
-def _load(entry: EntryPoint) -> Any:
-    """The command of an entry point, which is a function or a group."""
+def load(entry: EntryPoint) -> Any:
+    """Import the command of an entry point, which is a function or a group."""
     function = entry.load()
     if isinstance(function, typer.Typer):
         group = get_command(function)

@@ -7,16 +7,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
 from statewise.bundles.certificate import Certificate, TokenAgreement
-
-if TYPE_CHECKING:
-    pass
 
 
 class TrainingFigures(BaseModel):

@@ -37,7 +37,7 @@ TABLES = [
 def test_the_table_says_what_the_command_says(group: str, command: Command) -> None:
     """A command's summary in the table is the first paragraph of its own help."""
     (entry,) = entry_points(group=group, name=command.name) or [EntryPoint(command.name, command.function or "", group)]
-    imported = groups._load(entry)
+    imported = groups.load(entry)
 
     assert command.summary == " ".join(imported.help.split("\n\n")[0].split())
 
