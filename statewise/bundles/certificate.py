@@ -160,6 +160,15 @@ class LabelDivergence(Figures):
 Divergence = TokenDivergence | DensityDivergence | ValueDivergence | LabelDivergence | AnswerDivergence
 
 
+class CheckResult(Figures):
+    """One check: what was held against what, and what came of it; one line of a report."""
+
+    name: str
+    passed: bool
+    figure: str
+    """The measured numbers beside their limits, or the first difference, for people."""
+
+
 class Case(Figures):
     """One shape of input that was run."""
 
@@ -200,7 +209,7 @@ class SequenceAgreement(Figures):
 class Certificate(Figures):
     """`certificate.<variant>.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model: ModelName
     version: int = Field(ge=1)
     variant: str
@@ -227,6 +236,8 @@ class Certificate(Figures):
     divergence: Divergence | None = None
     """From PyTorch in float32; None where the outputs themselves were held against it."""
     limits: Limits | None = None
+    checks: tuple[CheckResult, ...] = Field(min_length=1)
+    """All that was checked, in order; the fields above hold the figures of some of it for programs."""
     cases: tuple[Case, ...] = Field(min_length=1)
     seeds: tuple[int, ...]
     libraries: dict[str, str]
@@ -238,6 +249,9 @@ class Certificate(Figures):
 
     @model_validator(mode="after")
     def _passed_means_all(self) -> Certificate:
+        missed = [check.name for check in self.checks if not check.passed]
+        if self.passed and missed:
+            raise ValueError(f"says passed, but missed {', '.join(missed)}")
         if self.passed and not all(case.passed for case in self.cases):
             raise ValueError("says passed, but a case of it did not")
         if self.passed and not all(agreement.passed for agreement in self.sequences):

@@ -18,7 +18,7 @@ from statewise.cli import main
 from statewise.client import AsyncClient, Client
 from statewise.v1 import generation_pb2, prediction_pb2
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
-from statewise_export.certify.certify_sequences import certify_sequences
+from statewise_export.certify.sequences.graphs import certify_sequences
 from statewise_export.certify.inputs import Scale
 from statewise_server.app import Application
 from statewise_training.data.tokenizers import byte_level

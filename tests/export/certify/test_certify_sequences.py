@@ -17,7 +17,7 @@ from statewise.bundles.certificate import AnswerDivergence, Certificate, LabelDi
 from statewise.bundles.reader import Bundle, find_bundle, open_bundle
 from statewise.model.spec import EmbeddingHead, ModelSpec
 from statewise.plugins import load_plugin
-from statewise_export.certify.certify_sequences import BATCH_SIZES, batch_lengths
+from statewise_export.certify.sequences.graphs import BATCH_SIZES, batch_lengths
 from statewise_export.pipeline import Exported, export_checkpoint, verify_bundle
 from statewise_export.report import ReportFormat, checks, render
 from statewise_export.trace.trace import trace_prediction

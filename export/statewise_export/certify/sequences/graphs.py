@@ -1,7 +1,7 @@
 """Graphs that read whole sequences, run as the server runs them, against the PyTorch reference.
 
-In a variant of lower precision `score` is held against the variant's own steps. `predict` has nothing of its own to be
-held against but the sequence alone; its divergence from PyTorch is measured.
+In a variant of lower precision `score` is held against the variant's own steps, and `predict` against the sequence
+alone; the divergence of its predictions from PyTorch is measured.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,30 +17,23 @@ from numpy.typing import NDArray
 from statewise.bundles.certificate import (
     AnswerDivergence,
     Case,
-    Certificate,
     LabelDivergence,
-    Limits,
     OutputAgreement,
     SequenceAgreement,
     TokenAgreement,
     Tolerances,
 )
-from statewise.bundles.reader import Bundle
-from statewise.model.spec import LabelsHead, ModelSpec
-from statewise_export.certify.answer_divergence import measure_answers, sequences_like
-from statewise_export.certify.inputs import DATA_SEED, Scale, random_items
-from statewise_export.certify.self_reference import SelfReference
-from statewise_export.certify.subject import subject_of
+from statewise.bundles.manifest import OneShotGraph
+from statewise.model.spec import LabelsHead
+from statewise_export.certify.check import Check, Outcome
+from statewise_export.certify.figures import describe_batch, describe_divergence, describe_outputs, describe_tokens
+from statewise_export.certify.inputs import random_items
+from statewise_export.certify.sequences.divergence import measure_answers, sequences_like
 from statewise_export.certify.tolerances import against_itself, against_pytorch, agree, for_scores
+from statewise_export.certify.trial import BATCH_SIZES, MAX_NEAR_LIMIT, Trial
 from statewise_server.runtime.one_shot import OneShotRunner, bucket_of
-from statewise_training.reference.decoding import ReferenceDecoder
-from statewise_training.reference.prediction import ReferencePredictor
 
 Array = NDArray[Any]
-Graph = Literal["predict", "score", "inspect"]
-Progress = Callable[[str], None]
-
-GRAPHS: tuple[Graph, ...] = ("predict", "score", "inspect")
 
 SMALL_LENGTHS = tuple(range(1, 17))
 """A full batch of all lengths of the smallest bucket."""
@@ -48,18 +41,15 @@ ODD_LENGTHS = (17, 19, 23, 25, 29, 31, 32)
 """A batch of seven, which ends in full rows."""
 PAIRS = ((33, 64), (65, 128))
 """Both borders of a bucket."""
-MAX_NEAR_LIMIT = 2047
-"""A model of more positions is not filled: it would take too long, and show nothing new."""
 MAX_INSPECTED = 128
 """Attention weights of longer sequences are too many to hold, and no server would send them."""
-BATCH_SIZES = (1, 2, 7, 16)
 
 
 @dataclass
 class SequenceFindings:
     """What the comparison of one graph has found so far."""
 
-    graph: Graph
+    graph: OneShotGraph
     tolerances: Tolerances
     cases: list[Case] = field(default_factory=list)
     max_absolute_error: float = 0.0
@@ -69,128 +59,89 @@ class SequenceFindings:
     batch_invariant: bool = True
     divergence: LabelDivergence | AnswerDivergence | None = None
 
-    def passes(self, limits: Limits | None) -> bool:
-        """Whether all that was compared is as it should be."""
-        is_close = self.divergence is None or limits is None or self.divergence.within(limits)
-        return is_close and self.agreement().passed and all(case.passed for case in self.cases)
+    @property
+    def outputs(self) -> OutputAgreement:
+        """Errors over all cases."""
+        return OutputAgreement(
+            max_absolute_error=self.max_absolute_error,
+            max_relative_error=self.max_relative_error,
+            positions_compared=self.positions,
+        )
 
+    @property
     def agreement(self) -> SequenceAgreement:
-        """All but the cases, for the certificate."""
+        """The record for the certificate, which has the cases apart."""
         return SequenceAgreement(
             graph=self.graph,
             tolerances=self.tolerances,
-            outputs=OutputAgreement(
-                max_absolute_error=self.max_absolute_error,
-                max_relative_error=self.max_relative_error,
-                positions_compared=self.positions,
-            ),
+            outputs=self.outputs,
             labels=self.labels,
             batch_invariant=self.batch_invariant,
             divergence=self.divergence,
         )
 
 
-def certify_sequences(
-    bundle: Bundle,
-    variant_name: str,
-    reference: ReferenceDecoder,
-    scale: Scale,
-    progress: Progress,
-    *,
-    limits: Limits | None,
-    itself: SelfReference | None = None,
-    held_out: Array | None = None,
-    device: str | None = None,
-) -> list[SequenceFindings]:
-    """Compare every graph of a variant that reads whole sequences.
-
-    With `limits` scores are held against the variant's own steps, `itself`; arguments as for `certify`.
-    """
-    variant, spec, predictor = bundle.variant(variant_name), reference.spec, ReferencePredictor(reference)
-    is_exact = limits is None
-    every = []
-    for graph in (graph for graph in GRAPHS if graph in variant.one_shot_graphs):
-        progress(f"{graph}: whole sequences")
-        runner = OneShotRunner.load(bundle, variant_name, graph, device=device)
-        longest = spec.max_positions
-        if graph == "inspect":
-            longest = min(longest or MAX_INSPECTED, MAX_INSPECTED)
-        batches = [random_items(spec, lengths, scale) for lengths in batch_lengths(longest)]
-        expect = _expectation(graph, runner, predictor, itself, is_exact=is_exact)
-        expected = [[expect(row) for row in rows] for rows in batches]
-        tolerances = against_pytorch(spec, variant) if is_exact else against_itself(_numbers(expected))
-        if graph == "score" and is_exact:
-            tolerances = for_scores(tolerances, spec.head, predictor.outputs(batches[-1][-1]), batches[-1][-1])
-        found = _compare(graph, runner, spec, batches, expected, tolerances)
-        if graph == "predict" and not is_exact:
-            found.divergence = measure_answers(runner, predictor, sequences_like(held_out, spec, scale))
-        every.append(found)
-    return every
+def _run(trial: Trial, graph: OneShotGraph) -> list[Outcome]:
+    found = compare_graph(trial, graph)
+    is_limited = trial.limits is not None and found.divergence is not None
+    against = "PyTorch" if trial.is_exact else {"score": "single steps"}.get(graph, "the sequence alone")
+    outcomes = [
+        Outcome(
+            f"{graph}: against {against}",
+            all(case.passed for case in found.cases),
+            describe_outputs(found.outputs, found.tolerances),
+            found.cases,
+            {"sequences": (found.agreement,)} | ({"divergence": found.divergence} if is_limited else {}),
+        )
+    ]
+    if found.labels is not None:
+        outcomes.append(Outcome(f"{graph}: labels", found.labels.all_equal, describe_tokens(found.labels)))
+    figure = describe_batch(found.tolerances, is_invariant=found.batch_invariant)
+    outcomes.append(Outcome(f"{graph}: alone = in a batch", found.batch_invariant, figure))
+    if trial.limits is not None and found.divergence is not None:
+        figure = describe_divergence(found.divergence, trial.limits)
+        outcomes.append(Outcome(f"{graph}: divergence from float32", found.divergence.within(trial.limits), figure))
+    return outcomes
 
 
-def certify_without_steps(
-    bundle: Bundle,
-    variant_name: str,
-    reference: ReferenceDecoder,
-    scale: Scale,
-    progress: Progress,
-    *,
-    limits: Limits | None,
-    held_out: Array | None,
-    device: str | None,
-) -> Certificate:
-    """The certificate of a model that only reads whole sequences; arguments as for `certify`."""
-    found, *others = certify_sequences(
-        bundle, variant_name, reference, scale, progress, limits=limits, held_out=held_out, device=device
-    )
-    agreement = found.agreement()
-    return Certificate(
-        **subject_of(bundle, variant_name, limits),
-        passed=all(graph.passes(limits) for graph in (found, *others)),
-        tolerances=agreement.tolerances,
-        outputs=agreement.outputs,
-        batch_invariant=agreement.batch_invariant,
-        chunk_invariant=True,
-        sequences=(agreement, *(graph.agreement() for graph in others)),
-        divergence=agreement.divergence,
-        cases=tuple(case for graph in (found, *others) for case in graph.cases),
-        seeds=(DATA_SEED,),
-    )
-
-
-def _expectation(
-    graph: Graph, runner: OneShotRunner, predictor: ReferencePredictor, itself: SelfReference | None, *, is_exact: bool
-) -> Callable[[Array], Array]:
-    """What gives the answer that one sequence is held against."""
+def compare_graph(trial: Trial, graph: OneShotGraph) -> SequenceFindings:
+    """Run sequences of every bucket through one graph, alone and in company."""
+    spec, predictor = trial.spec, trial.predictor
+    runner = OneShotRunner.load(trial.placed, trial.variant_name, graph)
+    longest = spec.max_positions
     if graph == "inspect":
-        return lambda row: _by_item(predictor.inspect(row))
-    if is_exact:
-        return predictor.predict if graph == "predict" else predictor.score
-    if graph == "predict":
-        return lambda row: _answers(runner, graph, [row], runner.bucket_of(len(row)))[0]
-    assert itself is not None
-    return lambda row: predictor.log_probabilities(itself.outputs([row])[0], row)
-
-
-def _numbers(expected: list[list[Array]]) -> Array:
-    return np.concatenate([answer.ravel() for answers in expected for answer in answers])
-
-
-def _compare(
-    graph: Graph,
-    runner: OneShotRunner,
-    spec: ModelSpec,
-    batches: list[list[Array]],
-    expected: list[list[Array]],
-    tolerances: Tolerances,
-) -> SequenceFindings:
-    """Run sequences of every bucket, alone and in company."""
+        longest = min(longest or MAX_INSPECTED, MAX_INSPECTED)
+    batches = [random_items(spec, lengths, trial.scale) for lengths in batch_lengths(longest)]
+    expect = _expectation(trial, graph, runner)
+    expected = [[expect(row) for row in rows] for rows in batches]
+    tolerances = against_pytorch(spec, trial.variant) if trial.is_exact else against_itself(_numbers(expected))
+    if graph == "score" and trial.is_exact:
+        tolerances = for_scores(tolerances, spec.head, predictor.outputs(batches[-1][-1]), batches[-1][-1])
     found = SequenceFindings(graph, tolerances)
     if graph == "predict" and isinstance(spec.prediction, LabelsHead):
         found.labels = TokenAgreement(compared=0, equal=0)
     for rows, answers in zip(batches, expected, strict=True):
         _compare_bucket(found, runner, rows, answers)
+    if graph == "predict" and not trial.is_exact:
+        items = trial.held_out if isinstance(trial.held_out, np.ndarray) else None
+        found.divergence = measure_answers(runner, predictor, sequences_like(items, spec, trial.scale))
     return found
+
+
+def _expectation(trial: Trial, graph: OneShotGraph, runner: OneShotRunner) -> Callable[[Array], Array]:
+    """The expected answer to one sequence."""
+    predictor = trial.predictor
+    if graph == "inspect":
+        return lambda row: _by_item(predictor.inspect(row))
+    if trial.is_exact:
+        return predictor.predict if graph == "predict" else predictor.score
+    if graph == "predict":
+        return lambda row: _answers(runner, graph, [row], runner.bucket_of(len(row)))[0]
+    return lambda row: predictor.log_probabilities(trial.itself.outputs([row])[0], row)
+
+
+def _numbers(expected: list[list[Array]]) -> Array:
+    return np.concatenate([answer.ravel() for answers in expected for answer in answers])
 
 
 def batch_lengths(max_positions: int | None) -> list[list[int]]:
@@ -264,7 +215,7 @@ def _with_labels(counts: TokenAgreement, actual: Array, expected: Array, toleran
     )
 
 
-def _answers(runner: OneShotRunner, graph: Graph, rows: Sequence[Array], width: int) -> list[Array]:
+def _answers(runner: OneShotRunner, graph: OneShotGraph, rows: Sequence[Array], width: int) -> list[Array]:
     return [_READ[graph](outputs) for outputs in runner.run_rows(rows, width)]
 
 
@@ -274,8 +225,20 @@ def _by_item(shown: Mapping[str, Array]) -> Array:
     return np.concatenate([np.moveaxis(t, -2, 0).reshape(t.shape[-2], -1) for t in tensors], axis=1)
 
 
-_READ: dict[Graph, Callable[[dict[str, Array]], Array]] = {
-    "predict": itemgetter("output"),
-    "score": itemgetter("log_probabilities"),
+NAMES: dict[OneShotGraph, str] = {"predict": "output", "score": "log_probabilities"}
+"""The output of each graph."""
+_READ: dict[OneShotGraph, Callable[[dict[str, Array]], Array]] = {
+    **{graph: itemgetter(name) for graph, name in NAMES.items()},
     "inspect": _by_item,
 }
+
+
+def _check(graph: OneShotGraph) -> Check:
+    return Check(
+        f"{graph}: whole sequences",
+        lambda trial: graph in trial.variant.one_shot_graphs,
+        lambda trial: _run(trial, graph),
+    )
+
+
+PREDICT, SCORE, INSPECT = _check("predict"), _check("score"), _check("inspect")
