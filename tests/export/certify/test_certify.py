@@ -67,12 +67,15 @@ def export_traced(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def missed(exported: Exported, repository: Path) -> set[str]:
-    """Assert that no bundle was made; return the names of the checks that were missed."""
+    """Assert that no bundle was made; return the names of the checks of graphs that were missed.
+
+    Answers of the engine, which runs the same graphs, may be wrong too.
+    """
     assert exported.folder is None
     (certificate,) = exported.certificates
     assert not certificate.passed
     assert [path.name for path in repository.rglob("*") if path.is_file()] in ([], [".lock"])
-    return {check.name for check in certificate.checks if not check.passed}
+    return {c.name for c in certificate.checks if not c.passed and not c.name.startswith("served: ")}
 
 
 @pytest.mark.parametrize("name", MODELS)

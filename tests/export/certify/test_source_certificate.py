@@ -10,8 +10,9 @@ import pytest
 
 from statewise.bundles.reader import open_bundle
 from statewise_export.certify import certify
-from statewise_export.certify.inputs import Scale
-from statewise_export.pipeline import export_checkpoint, reference_of
+from statewise_export.certify.trial import Trial
+from statewise_export.pipeline import export_checkpoint
+from statewise_export.variant import Tracer
 from statewise_server.runtime.steps.runner import Runner
 from tests.models import make_checkpoint
 
@@ -61,5 +62,5 @@ def _check_that_damage_is_found(checkpoint: Any, folder: Path, monkeypatch: pyte
 
     for fault in (swapped, padded):
         monkeypatch.setattr(Runner, "encode", fault)
-        remade = certify.certify(open_bundle(folder), "cpu-float32", reference_of(checkpoint), Scale())
+        remade = certify.certify(Trial(open_bundle(folder), "cpu-float32", Tracer(checkpoint)))
         assert not remade.passed

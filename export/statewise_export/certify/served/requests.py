@@ -55,8 +55,8 @@ def later_requests(trial: Trial, first: Sequence[Served]) -> list[Served]:
     sharing: list[tuple[Array, int | None]] = []
     for served, last in zip(first, others[len(lengths) :], strict=True):
         prompt = np.concatenate([served.request.prompt[:-1], last])
-        cached = 0 if trial.spec.source is not None else (len(prompt) - 1) // chunk * chunk
-        sharing.append((prompt, cached if chunk >= LEAST_CHUNK else None))
+        num_shared = 0 if trial.spec.source is not None else (len(prompt) - 1) // chunk * chunk
+        sharing.append((prompt, num_shared if chunk >= LEAST_CHUNK else None))
     every: list[tuple[Array, int | None]]
     every = [(prompt, 0 if chunk >= LEAST_CHUNK else None) for prompt in others[: len(lengths)]]
     # In turns, so that both kinds join while others leave.

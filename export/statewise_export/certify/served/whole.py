@@ -13,7 +13,7 @@ from statewise.bundles.manifest import OneShotGraph
 from statewise_export.certify.check import Check, Outcome
 from statewise_export.certify.inputs import random_items
 from statewise_export.certify.sequences.graphs import NAMES
-from statewise_export.certify.tolerances import agree, against_pytorch, for_scores
+from statewise_export.certify.tolerances import against_pytorch, agree, for_scores
 from statewise_export.certify.trial import Trial
 from statewise_server.engine import EngineSettings
 from statewise_server.engine.whole_sequences.predictor import Predictor
