@@ -22,4 +22,4 @@ def graph_faults(stage: str) -> Iterator[None]:
         if not any(base.__module__.partition(".")[0] in _LIBRARIES for base in type(error).__mro__):
             raise
         line = next((text for text in str(error).splitlines() if text.strip()), "no message")
-        raise ParityError(f"{stage}: the graph is not valid: {type(error).__name__}: {line}") from error
+        raise ParityError(f"{stage}: the graph is not valid or cannot run: {type(error).__name__}: {line}") from error

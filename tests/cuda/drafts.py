@@ -6,8 +6,8 @@ elsewhere and the folder is carried over:
     python -m tests.cuda.drafts FOLDER                       where statewise[train,dev] is
     CUDA_DRAFTS=FOLDER python -m pytest -m cuda tests/cuda   where the GPU is
 
-That machine needs pytest, pytest-timeout, numpy, onnx, onnxscript, onnxruntime-gpu with NVIDIA's libraries, torch, pydantic,
-grpcio, protobuf, tokenizers, and this folder installed (`pip install --no-deps -e .`).
+That machine needs pytest, pytest-timeout, numpy, onnx, onnxscript, onnxruntime-gpu with NVIDIA's libraries, torch,
+pydantic, grpcio, protobuf, tokenizers, and this folder installed (`pip install --no-deps -e .`).
 """
 
 from __future__ import annotations

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import helper
 
 import statewise_export.variant
 from statewise.bundles.manifest_file import decode_manifest, encode_manifest
@@ -106,6 +110,68 @@ def test_a_missed_export_exits_with_1(
     assert suite is not None
     assert int(suite.attrib["failures"]) == len(suite.findall("testcase/failure")) > 1
     assert not (tmp_path / "models" / "small").exists()
+
+
+def put_behind_the_output(monkeypatch: pytest.MonkeyPatch, *nodes: onnx.NodeProto) -> None:
+    """Let tracing put nodes from `own.output` to `output` behind the head."""
+
+    def trace(*arguments: Any) -> Any:
+        traced = trace_step(*arguments)
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in traced.nodes]
+        for copy in copies:
+            copy.output[:] = ["own.output" if name == "output" else name for name in copy.output]
+        return replace(traced, nodes=[*copies, *nodes])
+
+    monkeypatch.setattr(statewise_export.variant, "trace_step", trace)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "stage"),
+    [
+        ([helper.make_node("NoSuchOperator", ["own.output"], ["output"])], "cpu-float32: graph 'step'"),
+        (
+            [
+                helper.make_node("Constant", [], ["sizes"], value_ints=[7, 3]),
+                helper.make_node("Reshape", ["own.output", "sizes"], ["output"]),
+            ],
+            "cpu-float32: ",
+        ),
+    ],
+    ids=["invalid", "breaks off"],
+)
+def test_a_graph_that_cannot_run_exits_with_1(
+    nodes: list[onnx.NodeProto],
+    stage: str,
+    statewise: Statewise,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One message names the variant, the stage and the library's reason; it is no fault to be reported."""
+    put_behind_the_output(monkeypatch, *nodes)
+
+    outcome = statewise("export", checkpoint, "--to", tmp_path / "models")
+
+    assert outcome.code in (1, 2)
+    assert stage in outcome.error
+    assert "report it" not in outcome.error
+    assert not (tmp_path / "models" / "small").exists()
+
+
+def test_a_module_that_cannot_be_traced_exits_with_1(
+    statewise: Statewise, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter's own exception becomes one message that names the part of the module."""
+
+    def trace(*_: Any) -> Any:
+        raise torch.onnx.OnnxExporterError("Failed to decompose the FX graph")
+
+    monkeypatch.setattr(statewise_export.variant, "trace_step", trace)
+    outcome = statewise("export", checkpoint, "--to", tmp_path / "models")
+
+    assert outcome.code == 1
+    assert outcome.error.startswith("tracing the module (step): ")
+    assert "OnnxExporterError: Failed to decompose" in outcome.error
 
 
 def forge(bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a model can be exported as: for which device, in which precision, by which passes."""
+"""The variants that a model can be exported as: device, precision, and the passes that lower a trace to it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class VariantPlan:
     quantization: Pass | None = None
     """Applied last, where products are computed in few bits."""
     attention: Literal["gqa", "standard"] = "gqa"
-    """What attention over a cache becomes: GroupQueryAttention, or ONNX's own operators, which take ragged rows."""
+    """Operators for attention over a cache: GroupQueryAttention, or ONNX's own operators, which take ragged rows."""
 
     @property
     def state_dtype(self) -> Literal["float32", "float16"]:
-        """What the variant's state is held in."""
+        """Number type of the variant's state."""
         return "float16" if self.precision == "float16" else "float32"
 
     @property
