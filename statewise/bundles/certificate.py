@@ -22,7 +22,7 @@ class Figures(Strict):
 
 
 class Tolerances(Figures):
-    """What counts as equal."""
+    """Errors up to which two outputs, or two tokens, count as equal."""
 
     absolute: float = Field(ge=0)
     relative: float = Field(ge=0)
@@ -35,7 +35,7 @@ class Tolerances(Figures):
 
 
 class OutputAgreement(Figures):
-    """How far the outputs lie from the reference's, over all cases."""
+    """Errors of the outputs against the reference's, over all cases."""
 
     max_absolute_error: float
     max_relative_error: float
@@ -43,7 +43,7 @@ class OutputAgreement(Figures):
 
 
 class TokenAgreement(Figures):
-    """How many tokens, or labels, are the reference's."""
+    """Number of tokens, or labels, that are the reference's."""
 
     compared: int = Field(ge=0)
     equal: int = Field(ge=0)
@@ -57,7 +57,7 @@ class TokenAgreement(Figures):
 
 
 class Limits(Figures):
-    """How far a variant of lower precision may lie from PyTorch in float32."""
+    """Limits on the divergence of a variant of lower precision from PyTorch in float32."""
 
     kl_divergence: float = Field(ge=0)
     """Nats per item, mean."""
@@ -188,7 +188,7 @@ class Case(Figures):
 
 
 class SequenceAgreement(Figures):
-    """How a graph that reads whole sequences agrees with the reference."""
+    """Agreement of a graph that reads whole sequences with the reference."""
 
     graph: Literal["predict", "score", "inspect"]
     tolerances: Tolerances
@@ -215,9 +215,9 @@ class Certificate(Figures):
     variant: str
     passed: bool
     reference: Literal["pytorch", "itself"] = "pytorch"
-    """What outputs and tokens were held against. Rounded to few bits, nothing equals PyTorch within a tolerance: such a
-    variant is held against itself, fed one item at a time and sampled by the rules in NumPy, and the tolerances say how
-    far its batches, chunks and graphs may lie apart; `divergence` says how far it lies from PyTorch."""
+    """Reference of outputs and tokens. Rounded to few bits, nothing equals PyTorch within a tolerance: such a variant
+    is compared with itself, fed one item at a time and sampled by the rules in NumPy; the tolerances bound how far its
+    batches, chunks and graphs may lie apart, and `divergence` is its distance from PyTorch."""
     tolerances: Tolerances
     """Of the graphs that carry state, as `outputs`; of `predict`, where the model has none."""
     outputs: OutputAgreement

@@ -34,6 +34,6 @@ class Check:
     """One comparison; it may come to several outcomes where one run of the model serves several."""
 
     name: str
-    """What the progress display shows while it runs."""
+    """Shown by the progress display while it runs."""
     applies_to: Callable[[Trial], bool]
     run: Callable[[Trial], list[Outcome]]

@@ -32,7 +32,7 @@ def describe_tokens(tokens: TokenAgreement) -> str:
 
 
 def describe_batch(tolerances: Tolerances, *, is_invariant: bool) -> str:
-    """How a row alone agrees with the same row in a batch."""
+    """Agreement of a row alone with the same row in a batch."""
     return _BATCH[tolerances.batch] if is_invariant else "differs"
 
 

@@ -1,4 +1,4 @@
-"""A trial: one variant of a bundle, and everything that it is held against."""
+"""A trial: one variant of a bundle, and everything that it is compared with."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from statewise.bundles.certificate import Limits, Tolerances
 from statewise.bundles.manifest import Variant
 from statewise.bundles.reader import Bundle
+from statewise.errors import BundleError
 from statewise.model.spec import ModelSpec, TokenInput
 from statewise.rules.mixture import in_other_units
 from statewise_export.certify.inputs import Prompts, Scale, random_items, random_sources
 from statewise_export.certify.steps.driver import RuntimeDecoder
 from statewise_export.certify.steps.self_reference import SelfReference
 from statewise_export.certify.tolerances import against_itself, against_pytorch
+from statewise_export.passes.variants import VARIANTS, VariantPlan
 from statewise_export.variant import Tracer
 from statewise_server.runtime.steps.runner import Runner
 from statewise_training.checkpoints.checkpoint import Checkpoint
@@ -52,7 +54,7 @@ class Trial:
     """Of the divergence from float32. With them the variant is held against itself, as it cannot equal PyTorch."""
     progress: Progress = lambda _: None
     device: str | None = None
-    """Where to run the variant instead of its own device, for tests on machines that lack that."""
+    """Device to run the variant on instead of its own, for tests on machines that lack that."""
 
     @cached_property
     def variant(self) -> Variant:
@@ -69,13 +71,21 @@ class Trial:
         return Bundle(self.bundle.folder, self.bundle.manifest.model_copy(update={"variants": variants}))
 
     @property
+    def plan(self) -> VariantPlan:
+        """The plan that the variant was made by. Raises BundleError for a name that this version does not know."""
+        if self.variant_name not in VARIANTS:
+            known = ", ".join(VARIANTS)
+            raise BundleError(f"{self.bundle}: variant {self.variant_name} is none of {known}; export it again")
+        return VARIANTS[self.variant_name]
+
+    @property
     def checkpoint(self) -> Checkpoint:
         """The model as it was trained."""
         return self.tracer.checkpoint
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """What the checkpoint's model reads, carries and gives."""
+        """Spec of the checkpoint's model."""
         return self.tracer.spec
 
     @cached_property

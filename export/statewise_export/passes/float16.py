@@ -119,7 +119,7 @@ def _tail(traced: TracedStep) -> set[int]:
     """Nodes behind the last product: only the output depends on them."""
     readers = Counter(name for node in traced.nodes for name in node.input)
     inside: Counter[str] = Counter()
-    """How many of a value's readers are in the tail."""
+    """Number of each value's readers in the tail."""
     tail: set[int] = set()
     for index in reversed(range(len(traced.nodes))):
         node = traced.nodes[index]

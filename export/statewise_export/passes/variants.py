@@ -24,7 +24,7 @@ Pass = Callable[["TracedStep"], "TracedStep"]
 
 @dataclass(frozen=True)
 class VariantPlan:
-    """How one variant comes about."""
+    """The making of one variant."""
 
     device: Literal["cpu", "cuda"]
     precision: Literal["float32", "float16", "int8", "int4"]

@@ -12,14 +12,13 @@ from onnx import numpy_helper
 
 from statewise_export.certify.check import Check, Outcome
 from statewise_export.certify.trial import Trial
-from statewise_export.passes.variants import VARIANTS
 from statewise_export.variant import lowered_graphs
 
 Array = NDArray[Any]
 
 
 def _run(trial: Trial) -> list[Outcome]:
-    graphs, weights = lowered_graphs(VARIANTS[trial.variant_name].in_float32(), trial.tracer)
+    graphs, weights = lowered_graphs(trial.plan.in_float32(), trial.tracer)
     exact = _contents(weights.values())
     cast = _contents(array.astype(np.float16) for array in weights.values() if array.dtype == np.float32)
     wrong, count = [], 0

@@ -26,7 +26,7 @@ WORSE = 1e-3
 
 
 class Emulation(ABC):
-    """How a float32 matrix `[in, out]` is kept and multiplied with."""
+    """The rounding of one precision: of a float32 matrix `[in, out]`, and of the rows multiplied with it."""
 
     @abstractmethod
     def problem(self, matrix: Array, tensors: Iterable[Array]) -> str | None:
@@ -34,7 +34,7 @@ class Emulation(ABC):
 
     @abstractmethod
     def products(self, matrix: Array, tensors: Iterable[Array], rows: Array) -> list[Array]:
-        """The products of rows `[row, in]` with the tensors' matrix; any of them is right."""
+        """Return products of rows `[row, in]` with the tensors' matrix, each of which a kernel may give."""
 
 
 class Int8(Emulation):

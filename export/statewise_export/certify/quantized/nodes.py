@@ -162,7 +162,7 @@ def _nested(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _attributes(node: onnx.NodeProto) -> list[bytes]:
-    """What the node's attributes say; of nested graphs only inputs and outputs."""
+    """Return the node's attributes as bytes; of nested graphs only inputs and outputs."""
     return sorted(_bytes(attribute) for attribute in node.attribute)
 
 

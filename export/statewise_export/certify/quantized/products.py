@@ -29,7 +29,6 @@ from statewise_export.certify.steps.driver import RuntimeDecoder
 from statewise_export.certify.steps.outputs import OutputErrors
 from statewise_export.certify.tolerances import against_pytorch
 from statewise_export.certify.trial import Trial
-from statewise_export.passes.variants import VARIANTS
 from statewise_export.trace.graphs import IR_VERSION
 from statewise_export.trace.trace import OPSET
 from statewise_export.variant import lowered_graphs, write_variant
@@ -56,7 +55,7 @@ class _Findings:
 
 
 def _run(trial: Trial) -> list[Outcome]:
-    graphs, weights = lowered_graphs(VARIANTS[trial.variant_name].in_float32(), trial.tracer)
+    graphs, weights = lowered_graphs(trial.plan.in_float32(), trial.tracer)
     emulation, found, differences = EMULATIONS[trial.variant.precision], _Findings(), []
     for graph, plain in graphs.items():
         compared = _compare_graph(trial, graph, plain, weights)
@@ -153,7 +152,7 @@ def _multiply(product: Product, rows: Array) -> Array:
 
 def _twin(trial: Trial) -> Outcome:
     """The float32 graphs that the quantized ones were made of, against PyTorch."""
-    plan = VARIANTS[trial.variant_name].in_float32()
+    plan = trial.plan.in_float32()
     with TemporaryDirectory() as folder:
         variant = write_variant(trial.variant_name, plan, trial.tracer, Path(folder))
         manifest = trial.bundle.manifest

@@ -47,7 +47,7 @@ MAX_INSPECTED = 128
 
 @dataclass
 class SequenceFindings:
-    """What the comparison of one graph has found so far."""
+    """Findings about one graph, gathered batch by batch."""
 
     graph: OneShotGraph
     tolerances: Tolerances
@@ -220,7 +220,7 @@ def _answers(runner: OneShotRunner, graph: OneShotGraph, rows: Sequence[Array], 
 
 
 def _by_item(shown: Mapping[str, Array]) -> Array:
-    """All that is shown of each item, `[time, numbers]`: its weights as a query, and the units of its gates."""
+    """Inspection of each item, `[time, numbers]`: its weights as a query, and the units of its gates."""
     tensors = [shown[name] for name in sorted(shown)]
     return np.concatenate([np.moveaxis(t, -2, 0).reshape(t.shape[-2], -1) for t in tensors], axis=1)
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from statewise.errors import ParityError
+from statewise.model.spec import InputSpec, TokenInput
 from statewise_export.certify.trial import Trial
 from statewise_server.engine import Engine, EngineSettings, GenerationRequest
 from statewise_server.engine.queue_channel import QueueChannel
@@ -67,7 +69,10 @@ def running_engine(trial: Trial) -> Iterator[Engine]:
 
 
 def serve(engine: Engine, requests: Sequence[Served]) -> list[Served]:
-    """Submit requests together and wait for all answers. Raises the error that any of them is answered with."""
+    """Submit requests together and wait for all answers.
+
+    Raises the error that any of them is answered with, and ParityError for an answer that no model could give.
+    """
     channel = QueueChannel()
     streams = {engine.submit(served.request, channel): served for served in requests}
     answers = {stream: Delta() for stream in streams}
@@ -78,7 +83,19 @@ def serve(engine: Engine, requests: Sequence[Served]) -> list[Served]:
                 raise delta.error
             answers[stream].merge(delta)
             num_open -= delta.is_last
-    return [
+    every = [
         Served(served.request, answers[stream], stream.num_cached, served.expected_cached)
         for stream, served in streams.items()
     ]
+    for served in every:
+        _check_items(served, engine.manifest.model.input)
+    return every
+
+
+def _check_items(served: Served, reads: InputSpec) -> None:
+    """Raise ParityError for an answer without items, and for tokens that are not of the vocabulary."""
+    items = served.items
+    if not len(items):
+        raise ParityError(f"an answer to a prompt of {len(served.request.prompt)} items holds none")
+    if isinstance(reads, TokenInput) and not ((items >= 0) & (items < reads.vocabulary_size)).all():
+        raise ParityError(f"tokens {items.tolist()} are not all in the vocabulary of {reads.vocabulary_size}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from statewise.bundles.certificate import TokenAgreement
+from statewise.errors import StatewiseError
 from statewise.model.spec import MixtureHead, TokenInput
 from statewise.rules.sampling import log_softmax
 from statewise_export.certify.check import Check, Outcome
@@ -31,6 +32,13 @@ from statewise_export.certify.trial import Trial
 
 
 def _run(trial: Trial) -> list[Outcome]:
+    try:
+        return _compare(trial)
+    except StatewiseError as error:
+        return [Outcome("served: every request is answered", False, str(error))]
+
+
+def _compare(trial: Trial) -> list[Outcome]:
     with running_engine(trial) as engine:
         first = serve(engine, first_requests(trial))
         later = serve(engine, later_requests(trial, first))

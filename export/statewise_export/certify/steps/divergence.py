@@ -1,4 +1,4 @@
-"""How far a variant of lower precision lies from PyTorch in float32, on text or series that neither has seen."""
+"""Divergence of a variant of lower precision from PyTorch in float32, on text or series that neither has seen."""
 
 from __future__ import annotations
 

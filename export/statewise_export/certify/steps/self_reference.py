@@ -18,14 +18,14 @@ Array = NDArray[Any]
 
 
 class SelfReference:
-    """Answers as statewise_training.reference.decoding.ReferenceDecoder does, from the step graph alone."""
+    """Computes what statewise_training.reference.decoding.ReferenceDecoder does, with the variant's own step graph."""
 
     def __init__(self, decoder: RuntimeDecoder) -> None:
         self._decoder = decoder
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model reads, carries and gives."""
+        """Spec of the model."""
         return self._decoder.runner.spec
 
     def outputs(self, rows: Sequence[Array], sources: Sequence[Array] | None = None) -> list[NDArray[np.float32]]:
