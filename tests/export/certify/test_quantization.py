@@ -262,6 +262,14 @@ def test_export_refuses_scales_that_are_off(
     assert not list(tmp_path.rglob("manifest.json"))
 
 
+def test_a_product_with_a_bias_is_taken_apart(tmp_path: Path) -> None:
+    """A Gemm is a quantized product and an addition: both are checked."""
+    options = {"plugin": "gru_encoder", "vocabulary_size": 61, "max_positions": 20, "hidden_size": 256}
+    checkpoint = make_checkpoint("e", tmp_path / "e", options=options | {"num_layers": 1, "head": "embedding"})
+
+    assert missed(Tracer(checkpoint), "cpu-int8") == set()
+
+
 @pytest.mark.parametrize("precision", EMULATIONS)
 def test_the_emulation_knows_no_pass(precision: str) -> None:
     """It is stated apart from the passes that it judges."""

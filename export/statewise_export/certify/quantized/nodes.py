@@ -26,13 +26,19 @@ class Product:
 
     matrix: Array
     """`[in, out]`."""
-    bias: Array | None
+    bias: str | None
+    """Name of the initializer that is added, where one is."""
     rows: str
     output: str
     nodes: tuple[onnx.NodeProto, ...]
     """In an order in which they can run; they make `output` of `rows`."""
     tensors: Mapping[str, Array]
     """Initializers that these nodes read, by name; the bias among them, where there is one."""
+
+    @property
+    def encoding(self) -> list[Array]:
+        """The tensors that stand for the matrix."""
+        return [tensor for name, tensor in self.tensors.items() if name != self.bias]
 
 
 @dataclass
@@ -120,10 +126,13 @@ class _Comparer:
         nodes = tuple(self.nodes[index] for index in within)
         matrix = self._weights[node.input[1]]
         transposed = any(attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute)
-        bias = self._weights.get(node.input[2]) if len(node.input) > 2 else None
         read = {name for inner in nodes for name in inner.input if name in self._initializers}
         tensors = {name: self._initializers[name] for name in sorted(read)}
-        self.found.products.append(Product(matrix.T if transposed else matrix, bias, rows, output, nodes, tensors))
+        bias = next((own for name in node.input[2:] for own in read if self._is_same_value(own, name)), None)
+        if len(node.input) > 2 and bias is None:
+            self.found.differences.append(f"{_spell(node)}: its bias is not read")
+        product = Product(matrix.T if transposed else matrix, bias, rows, output, nodes, tensors)
+        self.found.products.append(product)
 
     def _between(self, rows: str, output: str) -> list[int] | None:
         """Indices of the nodes that make `output` of `rows`; None where they read anything else."""

@@ -98,14 +98,14 @@ def _check_product(found: _Findings, emulation: Emulation, product: Product) -> 
         return
     found.seen.add(key)
     name = ", ".join(product.tensors) or product.output
-    problem = emulation.problem(product.matrix, product.tensors.values())
+    problem = emulation.problem(product.matrix, product.encoding)
     if problem is not None:
         found.weights.append(f"{name}: {problem}")
         return
     rows = _rows(product.matrix.shape[0])
-    expected = emulation.products(product.matrix, product.tensors.values(), rows)
+    expected = emulation.products(product.matrix, product.encoding, rows)
     if product.bias is not None:
-        expected = [each + product.bias for each in expected]
+        expected = [each + product.tensors[product.bias] for each in expected]
     error = min(_error(_multiply(product, rows), each) for each in expected)
     found.largest = float(np.maximum(found.largest, error))
     if not error <= ROUNDING:
