@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.contenders.process import Subject, answer
 from benchmarks.models import vocabulary_size
-from benchmarks.process import Subject, answer
 from benchmarks.workloads import Workload
 from statewise.bundles.reader import Bundle, open_bundle
 from statewise_server.runtime.ort.sessions import create_session
