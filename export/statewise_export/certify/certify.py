@@ -66,14 +66,16 @@ def run_checks(trial: Trial, checks: Iterable[Check]) -> list[Outcome]:
 
 
 def _assemble(trial: Trial, outcomes: list[Outcome]) -> Certificate:
+    """Make the certificate of the outcomes' lines, cases and figures."""
     figures: dict[str, Any] = {}
     for outcome in outcomes:
         for name, value in outcome.figures.items():
             figures[name] = figures.get(name, ()) + value if isinstance(value, tuple) else value
     sequences = figures.get("sequences", ())
     if sequences and not trial.spec.generates:
-        first = sequences[0]
-        figures |= {"tolerances": first.tolerances, "outputs": first.outputs, "batch_invariant": first.batch_invariant}
+        # The first graph stands for the model, which has no steps.
+        names = ("tolerances", "outputs", "batch_invariant", "divergence")
+        figures |= {name: getattr(sequences[0], name) for name in names}
     return Certificate(
         **subject_of(trial.bundle, trial.variant_name, trial.limits),
         **({"chunk_invariant": True} | figures),

@@ -23,7 +23,6 @@ from statewise_export.certify.trial import Trial
 from statewise_export.variant import Tracer
 from statewise_server.engine.beams.beam_search import BeamSearch
 from statewise_server.engine.generation.prefix_cache import PrefixCache
-from statewise_server.engine.generation.scheduler import Scheduler
 from statewise_server.engine.generation.sequence import Sequence
 from statewise_server.engine.request import TokenLogProbability
 from statewise_server.engine.whole_sequences.batcher import Batcher
@@ -108,16 +107,23 @@ def prefix_too_long_by_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PrefixCache, "load", load)
 
 
-def ignored_seed(patch: pytest.MonkeyPatch) -> None:
-    """Every request is drawn with seed 0."""
-    real = Scheduler.place
+def served_with(**changes: Any) -> Plant:
+    """Serve every request with other sampling parameters than it asks for."""
+    real = Sequence.__init__
 
-    def place(self: Scheduler, admitted: list[Sequence]) -> None:
-        for sequence in admitted:
-            sequence.request = replace(sequence.request, sampling=replace(sequence.request.sampling, seed=0))
-        real(self, admitted)
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        def init(self: Sequence, *given: Any) -> None:
+            real(self, *given)
+            self.request = replace(self.request, sampling=replace(self.request.sampling, **changes))
 
-    patch.setattr(Scheduler, "place", place)
+        patch.setattr(Sequence, "__init__", init)
+
+    return plant
+
+
+ignored_seed = served_with(seed=0)
+ignored_top_k = served_with(top_k=0)
+ignored_temperature = served_with(temperature=1.0)
 
 
 def noise_of_the_next_position(patch: pytest.MonkeyPatch) -> None:
@@ -133,18 +139,6 @@ def noise_of_the_next_position(patch: pytest.MonkeyPatch) -> None:
 def penalties_without_the_output(patch: pytest.MonkeyPatch) -> None:
     """Generated tokens are not counted."""
     patch.setattr(LogitAdjuster, "append", lambda self, tokens: None)
-
-
-def top_k_ignored(patch: pytest.MonkeyPatch) -> None:
-    """The engine drops top-k on the way to the sampler."""
-    real = Scheduler.place
-
-    def place(self: Scheduler, admitted: list[Sequence]) -> None:
-        real(self, admitted)
-        for sequence in admitted:
-            self._runner.sampler.top_k[sequence.row] = 0
-
-    patch.setattr(Scheduler, "place", place)
 
 
 def moved_row_without_its_state(patch: pytest.MonkeyPatch) -> None:
@@ -268,7 +262,8 @@ def padding_in_the_scores(patch: pytest.MonkeyPatch) -> None:
         (ignored_seed, "served: items by the rules and the seed"),
         (noise_of_the_next_position, "served: items by the rules and the seed"),
         (penalties_without_the_output, "served: items by the rules and the seed"),
-        (top_k_ignored, "served: items by the rules and the seed"),
+        (ignored_top_k, "served: items by the rules and the seed"),
+        (ignored_temperature, "served: items by the rules and the seed"),
         (moved_row_without_its_state, "served: log-probabilities"),
         (moved_row_without_its_parameters, "served: items by the rules and the seed"),
         (row_not_cleared, "served: log-probabilities"),

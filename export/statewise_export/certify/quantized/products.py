@@ -167,7 +167,9 @@ def _twin(trial: Trial) -> Outcome:
             errors.add([(output, row[at]) for own, row in rows for at, output in own.items()], prompts, chunk)
     passed = all(case.passed for case in errors.cases)
     return Outcome(
-        "quantized: the float32 graphs against PyTorch", passed, describe_outputs(errors.agreement, errors.tolerances)
+        "quantized: the float32 graphs against PyTorch",
+        passed,
+        describe_outputs(errors.totals.agreement, errors.tolerances),
     )
 
 

@@ -18,7 +18,6 @@ from statewise.bundles.certificate import (
     AnswerDivergence,
     Case,
     LabelDivergence,
-    OutputAgreement,
     SequenceAgreement,
     TokenAgreement,
     Tolerances,
@@ -30,6 +29,7 @@ from statewise_export.certify.figures import describe_batch, describe_divergence
 from statewise_export.certify.inputs import random_items
 from statewise_export.certify.sequences.divergence import measure_answers, sequences_like
 from statewise_export.certify.tolerances import against_itself, against_pytorch, agree, for_scores
+from statewise_export.certify.totals import OutputTotals
 from statewise_export.certify.trial import BATCH_SIZES, MAX_NEAR_LIMIT, Trial
 from statewise_server.runtime.one_shot import OneShotRunner, bucket_of
 
@@ -52,21 +52,10 @@ class SequenceFindings:
     graph: OneShotGraph
     tolerances: Tolerances
     cases: list[Case] = field(default_factory=list)
-    max_absolute_error: float = 0.0
-    max_relative_error: float = 0.0
-    positions: int = 0
+    totals: OutputTotals = field(default_factory=OutputTotals)
     labels: TokenAgreement | None = None
     batch_invariant: bool = True
     divergence: LabelDivergence | AnswerDivergence | None = None
-
-    @property
-    def outputs(self) -> OutputAgreement:
-        """Errors over all cases."""
-        return OutputAgreement(
-            max_absolute_error=self.max_absolute_error,
-            max_relative_error=self.max_relative_error,
-            positions_compared=self.positions,
-        )
 
     @property
     def agreement(self) -> SequenceAgreement:
@@ -74,7 +63,7 @@ class SequenceFindings:
         return SequenceAgreement(
             graph=self.graph,
             tolerances=self.tolerances,
-            outputs=self.outputs,
+            outputs=self.totals.agreement,
             labels=self.labels,
             batch_invariant=self.batch_invariant,
             divergence=self.divergence,
@@ -83,15 +72,14 @@ class SequenceFindings:
 
 def _run(trial: Trial, graph: OneShotGraph) -> list[Outcome]:
     found = compare_graph(trial, graph)
-    is_limited = trial.limits is not None and found.divergence is not None
     against = "PyTorch" if trial.is_exact else {"score": "single steps"}.get(graph, "the sequence alone")
     outcomes = [
         Outcome(
             f"{graph}: against {against}",
             all(case.passed for case in found.cases),
-            describe_outputs(found.outputs, found.tolerances),
+            describe_outputs(found.totals.agreement, found.tolerances),
             found.cases,
-            {"sequences": (found.agreement,)} | ({"divergence": found.divergence} if is_limited else {}),
+            {"sequences": (found.agreement,)},
         )
     ]
     if found.labels is not None:
@@ -177,19 +165,14 @@ def _compare_bucket(found: SequenceFindings, runner: OneShotRunner, rows: list[A
 
 def _record(found: SequenceFindings, rows: list[Array], actual: list[Array], expected: list[Array]) -> None:
     """Compare the answers to a batch with those expected, and add them as a case."""
-    errors = [np.abs(a.astype(np.float64) - e) for a, e in zip(actual, expected, strict=True)]
-    relative = [error / np.maximum(np.abs(e), 1.0) for error, e in zip(errors, expected, strict=True)]
-    # NumPy's maximum keeps a NaN, Python's max would lose it.
-    largest = np.max([error.max(initial=0.0) for error in errors])
-    found.max_absolute_error = float(np.maximum(found.max_absolute_error, largest))
-    found.max_relative_error = float(np.max([found.max_relative_error, *(r.max(initial=0.0) for r in relative)]))
-    found.positions += sum(len(np.atleast_2d(e)) if found.graph == "predict" else len(e) for e in expected)
+    num_positions = sum(len(np.atleast_2d(e)) if found.graph == "predict" else len(e) for e in expected)
+    largest = found.totals.add(actual, expected, num_positions)
     found.cases.append(
         Case(
             graph=found.graph,
             prompt_length=max(map(len, rows)),
             batch_size=len(rows),
-            max_absolute_error=float(largest),
+            max_absolute_error=largest,
             passed=_agree(actual, expected, found.tolerances),
         )
     )

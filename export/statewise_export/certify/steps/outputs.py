@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise.bundles.certificate import Case, OutputAgreement, Tolerances
+from statewise.bundles.certificate import Case, Tolerances
 from statewise.model.spec import TokenInput, ValueHead
 from statewise.rules.sampling import GREEDY
 from statewise_export.certify.check import Check, Outcome
@@ -17,6 +17,7 @@ from statewise_export.certify.figures import describe_outputs
 from statewise_export.certify.inputs import Prompts, random_items, random_sources
 from statewise_export.certify.steps.invariance import MIXED_CHUNK, STEPS_PER_RUN
 from statewise_export.certify.tolerances import agree
+from statewise_export.certify.totals import OutputTotals
 from statewise_export.certify.trial import BATCH_SIZES, MAX_NEAR_LIMIT, Trial
 
 Array = NDArray[Any]
@@ -33,9 +34,7 @@ class OutputErrors:
     tolerances: Tolerances
     units: NDArray[np.float64]
     cases: list[Case] = field(default_factory=list)
-    max_absolute_error: float = 0.0
-    max_relative_error: float = 0.0
-    positions: int = 0
+    totals: OutputTotals = field(default_factory=OutputTotals)
 
     def add(
         self, pairs: Sequence[tuple[Array, Array]], batch: Prompts, chunk: int | None, *, mixed: bool = False
@@ -43,12 +42,7 @@ class OutputErrors:
         """Compare pairs of actual and expected outputs of one batch, and record them as a case."""
         actual = np.concatenate([np.atleast_2d(a) for a, _ in pairs]) / self.units
         expected = np.concatenate([np.atleast_2d(e) for _, e in pairs]) / self.units
-        error = np.abs(actual.astype(np.float64) - expected)
-        relative = error / np.maximum(np.abs(expected), 1.0)
-        # NumPy's maximum keeps a NaN, Python's max would lose it.
-        self.max_absolute_error = float(np.maximum(self.max_absolute_error, error.max()))
-        self.max_relative_error = float(np.maximum(self.max_relative_error, relative.max()))
-        self.positions += len(actual)
+        largest = self.totals.add([actual], [expected], len(actual))
         self.cases.append(
             Case(
                 prompt_length=max(map(len, batch.items)),
@@ -56,18 +50,9 @@ class OutputErrors:
                 batch_size=len(batch),
                 chunk=chunk,
                 mixed=mixed,
-                max_absolute_error=float(error.max()),
+                max_absolute_error=largest,
                 passed=agree(actual, expected, self.tolerances),
             )
-        )
-
-    @property
-    def agreement(self) -> OutputAgreement:
-        """The figures over all cases."""
-        return OutputAgreement(
-            max_absolute_error=self.max_absolute_error,
-            max_relative_error=self.max_relative_error,
-            positions_compared=self.positions,
         )
 
 
@@ -86,9 +71,9 @@ def _run(trial: Trial) -> list[Outcome]:
         Outcome(
             f"outputs against {against}",
             all(case.passed for case in errors.cases),
-            describe_outputs(errors.agreement, errors.tolerances),
+            describe_outputs(errors.totals.agreement, errors.tolerances),
             errors.cases,
-            {"tolerances": errors.tolerances, "outputs": errors.agreement},
+            {"tolerances": errors.tolerances, "outputs": errors.totals.agreement},
         ),
         Outcome(
             "prompt in chunks = whole",
