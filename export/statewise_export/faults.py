@@ -19,7 +19,13 @@ def graph_faults(stage: str) -> Iterator[None]:
     except StatewiseError:
         raise
     except Exception as error:
-        if not any(base.__module__.partition(".")[0] in _LIBRARIES for base in type(error).__mro__):
+        if not _is_library_error(error):
             raise
         line = next((text for text in str(error).splitlines() if text.strip()), "no message")
         raise ParityError(f"{stage}: the graph is not valid or cannot run: {type(error).__name__}: {line}") from error
+
+
+def _is_library_error(error: Exception) -> bool:
+    """Whether a library raised it: by its type, or as RuntimeError, which ONNX Runtime's bound runs and PyTorch raise."""
+    packages = {base.__module__.partition(".")[0] for base in type(error).__mro__}
+    return type(error) is RuntimeError or bool(packages & _LIBRARIES)

@@ -6,9 +6,12 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from statewise.bundles.certificate import Certificate, Limits, check_certificate
-from statewise.bundles.reader import Bundle, open_bundle, resolve_bundle
+from numpy.typing import NDArray
+
+from statewise.bundles.certificate import Certificate, check_certificate
+from statewise.bundles.reader import open_bundle, resolve_bundle
 from statewise.bundles.writer import BundleContent, new_bundle
 from statewise.errors import BundleError, ConfigError
 from statewise_export.certify.certify import certify
@@ -19,6 +22,7 @@ from statewise_export.passes.variants import DEFAULT_VARIANT, VariantPlan, plans
 from statewise_export.variant import Tracer, write_variant
 from statewise_server.runtime.ort.providers import why_not
 from statewise_training.checkpoints.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, Checkpoint, load_checkpoint
+from statewise_training.checkpoints.held_out import Pair
 
 Progress = Callable[[str], None]
 
@@ -55,6 +59,7 @@ def export_checkpoint(
         _check_inspection(checkpoint, chosen)
     with new_bundle(repository, checkpoint.name if name is None else name, version) as draft:
         progress("tracing the model")
+        held_out = _held_out(checkpoint)
         tracer = Tracer(checkpoint)
         written = {n: write_variant(n, plan, tracer, draft.folder, inspect=inspect) for n, plan in chosen.items()}
         _copy_checkpoint(checkpoint, draft.folder)
@@ -69,7 +74,9 @@ def export_checkpoint(
         )
         preview = draft.preview(content)
         certificates = {
-            variant: _certify(preview, variant, tracer, limits(plan.precision, max_kl), progress)
+            variant: certify(
+                Trial(preview, variant, tracer, limits(plan.precision, max_kl), held_out, _staged(progress, variant))
+            )
             for variant, plan in chosen.items()
         }
         if not all(certificate.passed for certificate in certificates.values()):
@@ -104,20 +111,23 @@ def verify_bundle(path: Path, *, progress: Progress = lambda _: None) -> dict[st
         raise BundleError(f"{bundle}: no variant of it runs here: {reasons}")
     if CHECKPOINT_FILE not in bundle.manifest.files:
         raise BundleError(f"{bundle}: holds no {CHECKPOINT_FILE}, so there is nothing to verify it against")
-    tracer = Tracer(load_checkpoint(bundle.folder))
+    checkpoint = load_checkpoint(bundle.folder)
+    tracer, held_out = Tracer(checkpoint), _held_out(checkpoint)
     return {
-        name: Verified(before, _certify(bundle, name, tracer, before.limits, progress))
+        name: Verified(before, certify(Trial(bundle, name, tracer, before.limits, held_out, _staged(progress, name))))
         for name, before in stored.items()
     }
 
 
-def _certify(bundle: Bundle, name: str, tracer: Tracer, limits: Limits | None, progress: Progress) -> Certificate:
-    """Certify one variant against the checkpoint."""
+def _staged(progress: Progress, variant: str) -> Progress:
+    """Report the stages of one variant under its name."""
+    return lambda stage: progress(f"{variant}: {stage}")
 
-    def tell(stage: str) -> None:
-        progress(f"{name}: {stage}")
 
-    return certify(Trial(bundle, name, tracer, limits, tell))
+def _held_out(checkpoint: Checkpoint) -> NDArray[Any] | list[Pair] | None:
+    """Return items, or pairs of source and target, that training has not seen; ConfigError where they do not fit."""
+    spec = checkpoint.plugin.spec(checkpoint.config)
+    return checkpoint.held_out() if spec.source is None else checkpoint.held_out_pairs()
 
 
 def _check_inspection(checkpoint: Checkpoint, chosen: Mapping[str, VariantPlan]) -> None:

@@ -52,6 +52,8 @@ class Trial:
     """Of the checkpoint's module, for graphs to compare the variant's own with."""
     limits: Limits | None = None
     """Of the divergence from float32. With them the variant is held against itself, as it cannot equal PyTorch."""
+    held_out: Array | list[Pair] | None = None
+    """Items `[time]` or `[time, features]`, or pairs of source and target, that training has not seen, if any."""
     progress: Progress = lambda _: None
     device: str | None = None
     """Device to run the variant on instead of its own, for tests on machines that lack that."""
@@ -103,11 +105,6 @@ class Trial:
     def predictor(self) -> ReferencePredictor:
         """The same for whole sequences."""
         return ReferencePredictor(self.pytorch)
-
-    @cached_property
-    def held_out(self) -> Array | list[Pair] | None:
-        """Items, or pairs of source and target, that training has not seen; None where the checkpoint has none."""
-        return self.checkpoint.held_out() if self.spec.source is None else self.checkpoint.held_out_pairs()
 
     @cached_property
     def decoder(self) -> RuntimeDecoder:
