@@ -26,6 +26,6 @@ def graph_faults(stage: str) -> Iterator[None]:
 
 
 def _is_library_error(error: Exception) -> bool:
-    """Whether a library raised it: by its type, or as RuntimeError, which ONNX Runtime's bound runs and PyTorch raise."""
+    """Whether a library raised it, by its type; a RuntimeError is of ONNX Runtime's bound runs, or of PyTorch."""
     packages = {base.__module__.partition(".")[0] for base in type(error).__mro__}
     return type(error) is RuntimeError or bool(packages & _LIBRARIES)
