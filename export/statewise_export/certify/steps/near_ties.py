@@ -1,4 +1,4 @@
-"""Whether two tokens differ only because two outputs, equal within the tolerance, fall on two sides of a decision."""
+"""Near ties: tokens that differ only because outputs, equal within the tolerance, fall on two sides of a decision."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def _interval(logits: NDArray[np.float32], params: SamplingParams, token: int, t
 
 
 def _with_tail_moved(ordered: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
-    """The logits as they might be grouped after rounding."""
+    """Return the logits as rounding might group them."""
     return np.concatenate([ordered[: sampling.HEAD], ordered[sampling.HEAD :] + shift])
 
 
 def _preceding(scaled: NDArray[np.float64], token: int, tolerance: float) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Tokens that stand before `token` whatever the rounding; those, and itself, that may.
+    """Masks of the tokens that surely, and possibly, precede `token` (itself among the latter).
 
     Both logits may move, and so may the head's last one.
     """
@@ -82,7 +82,7 @@ def _preceding(scaled: NDArray[np.float64], token: int, tolerance: float) -> tup
 
 
 def _positions(scaled: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
-    """What tokens are sorted by, ties by id: the distance in nats from the head's last, the same for all behind it."""
+    """Sort key of each token, ties by id: its distance in nats from the head's last, the same for all behind it."""
     last = np.sort(scaled)[::-1][: sampling.HEAD][-1]
     distance: NDArray[np.float64] = last - scaled + shift
     return np.where(distance <= 0, distance, np.inf)
