@@ -49,7 +49,7 @@ from statewise_export.trace.trace import (
 from statewise_export.trace.weights import share_weights, write_weights
 from statewise_server.runtime.ort.providers import why_not
 from statewise_training.checkpoints.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, Checkpoint, load_checkpoint
-from statewise_training.families.transformer.attention import attention_lowering
+from statewise_training.families.shared.lowering import attention_lowering
 from statewise_training.reference.decoding import ReferenceDecoder
 
 Progress = Callable[[str], None]
