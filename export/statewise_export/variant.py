@@ -39,7 +39,7 @@ from statewise_export.trace.trace import (
 )
 from statewise_export.trace.weights import share_weights, write_weights
 from statewise_training.checkpoints.checkpoint import Checkpoint
-from statewise_training.families.transformer.attention import attention_lowering
+from statewise_training.families.shared.lowering import attention_lowering
 
 Weights = dict[str, NDArray[Any]]
 Trace = Callable[[nn.Module, ModelSpec], TracedStep]

@@ -11,7 +11,8 @@ import torch
 from statewise.bundles.manifest import SpecialTokens
 from statewise.errors import ConfigError
 from statewise.plugins import load_plugin
-from statewise_training.checkpoints.checkpoint import Standardization, load_checkpoint, save_checkpoint
+from statewise_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from statewise_training.data.standardization import Standardization
 from statewise_training.data.tokenizers import byte_level
 
 

@@ -14,7 +14,6 @@ from statewise.bundles.manifest import Surround
 from statewise.errors import ConfigError
 from statewise.model.spec import RealInput, TokenInput
 from statewise.plugins import DataSpec, item_size
-from statewise_training.checkpoints.checkpoint import Standardization
 from statewise_training.config import LabelledData, PairsData, SeriesData, TrainConfig
 from statewise_training.data.chunks import Chunks, Document, Items, split
 from statewise_training.data.corpus import read_series, read_texts
@@ -22,6 +21,7 @@ from statewise_training.data.labelled.prepare import prepare_labelled
 from statewise_training.data.labelled.sequences import LabelledSequences
 from statewise_training.data.pairs.batches import Pairs
 from statewise_training.data.pairs.reading import Pair, read_pairs, split_pairs
+from statewise_training.data.standardization import Standardization
 from statewise_training.data.tokenizers import TextEncoder, make_encoder
 from statewise_training.data.unknown import notes_on
 

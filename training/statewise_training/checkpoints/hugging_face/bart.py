@@ -11,10 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from statewise_training.checkpoints.hugging_face.family import HuggingFaceConfig, Source
-from statewise_training.families.encoder_decoder.plugin import (
-    TransformerEncoderDecoderConfig,
-    TransformerEncoderDecoderPlugin,
-)
+from statewise_training.families.encoder_decoder.config import TransformerEncoderDecoderConfig
+from statewise_training.families.encoder_decoder.plugin import TransformerEncoderDecoderPlugin
 from statewise_training.families.transformer.positions import sinusoidal_table
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}

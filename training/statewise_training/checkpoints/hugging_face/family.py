@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from statewise.plugins import SequencePlugin
-from statewise_training.families.transformer.plugin import TransformerConfig
+from statewise_training.families.transformer.config import TransformerConfig
 
 
 class Source(NamedTuple):

@@ -18,7 +18,7 @@ from statewise_training.checkpoints.hugging_face.family import HuggingFaceConfig
 from statewise_training.checkpoints.hugging_face.folder import CONFIG_FILE, read_config, read_tensors
 from statewise_training.checkpoints.surround import read_tokenizer, surround_of
 from statewise_training.checkpoints.weights import load_weights
-from statewise_training.families.transformer.plugin import TransformerConfig
+from statewise_training.families.transformer.config import TransformerConfig
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from statewise.bundles.manifest import Surround
 from statewise.errors import ConfigError
 from statewise.model.spec import RealInput, TokenInput
 from statewise.plugins import DataSpec
-from statewise_training.checkpoints.checkpoint import Standardization
 from statewise_training.config import LabelledData, TrainConfig
 from statewise_training.data.chunks import Items
 from statewise_training.data.labelled.reading import Example, read_labelled
 from statewise_training.data.labelled.sequences import LabelledSequences
+from statewise_training.data.standardization import Standardization
 from statewise_training.data.tokenizers import TextEncoder, make_encoder
 from statewise_training.data.unknown import notes_on
 
