@@ -1,7 +1,8 @@
 """The draw of statewise.rules.sampling as ONNX nodes: top-k, top-p, min-p, inverse CDF.
 
-Columns are `[row, 1]`, masses float64. A row that keeps only tokens of the head, the HEAD most probable ones, is drawn from
-the sorted head. The other rows alone go through the search for the end of top-k or top-p, whose work follows their number.
+Columns are `[row, 1]`, masses float64. A row that keeps only tokens of the head, the HEAD most probable ones, is drawn
+from the sorted head. The other rows alone go through the search for the end of top-k or top-p; its work follows their
+number.
 """
 
 from __future__ import annotations
