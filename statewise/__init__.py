@@ -1,5 +1,6 @@
 """Statewise: what clients and plugin authors import.
 
+A model in this process: `with load("models/NAME") as model: print(model.generate("prompt").text)`.
 A client: `with Client() as client: print(client.generate("model", "prompt").text)`.
 A plugin: a subclass of `SequencePlugin`, announced under the entry-point group `statewise.plugins`.
 """
@@ -15,7 +16,7 @@ from statewise.client import (
     GenerationInfo,
     Hypothesis,
     Inspection,
-    Model,
+    ModelInfo,
     Prediction,
     PredictionInfo,
     Score,
@@ -37,6 +38,7 @@ from statewise.errors import (
     StatewiseError,
     UnavailableError,
 )
+from statewise.loading import load
 from statewise.plugins import PluginConfig, SequencePlugin
 from statewise.rules.sampling import SamplingParams
 
@@ -58,7 +60,7 @@ __all__ = [
     "Inspection",
     "InternalError",
     "InvalidRequestError",
-    "Model",
+    "ModelInfo",
     "NotFoundError",
     "OverloadedError",
     "ParityError",
@@ -74,4 +76,5 @@ __all__ = [
     "UnavailableError",
     "Usage",
     "__version__",
+    "load",
 ]

@@ -20,7 +20,8 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 import statewise
-from statewise.errors import ConfigError, ParityError, StatewiseError
+from statewise.cli.flags import in_flags
+from statewise.errors import ConfigError, InvalidRequestError, ParityError, StatewiseError
 
 GROUP = "statewise.commands"
 
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, InvalidRequestError):
+        error = in_flags(error)
     if isinstance(error, StatewiseError):
         return str(error), 1 if isinstance(error, ParityError) else 2
     if isinstance(error, ModuleNotFoundError) and (hint := _how_to_install(error)):
