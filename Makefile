@@ -12,7 +12,7 @@ export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-leak test-cuda lint protos bench bench-peers clean
+.PHONY: help demo test test-install test-leak test-cuda lint protos bench bench-peers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ demo: $(READY)  ## train, certify, serve and stream small models: about two minu
 
 test: lint  ## run all checks, then all tests, a file at a time on each of two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-install: $(READY)  ## install the wheel from a package index into fresh environments: the base, and a server
+	$(BIN)/python -m pytest -m install
 
 test-leak: $(READY)  ## serve 10,000 random requests to each of two families: nothing may grow (minutes)
 	$(BIN)/python -m pytest -s -m leak
@@ -65,7 +68,7 @@ $(READY): pyproject.toml constraints.txt
 	  exit 1; }
 	@echo "Setting up $(VENV): a minute or more, mostly for PyTorch"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train,demos,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # torchvision comes with a converter, in a build that need not fit torch's; then transformers cannot be imported.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.turns import Figures
+from benchmarks.contenders.turns import Figures
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.process import resident_bytes
+from benchmarks.contenders.process import resident_bytes
 from benchmarks.report import Report
 from benchmarks.workloads import uniform
 from statewise.bundles.reader import Bundle, open_bundle
@@ -38,7 +38,7 @@ def measure(bundle: Bundle, variant: str, max_rows: int = MAX_ROWS) -> dict[str,
 
 def main(folder: str, variant: str, max_rows: int) -> None:
     """Fill every row to its last position, and print the figures."""
-    from benchmarks.served import requests_of, vocabulary_size
+    from benchmarks.contenders.served import requests_of, vocabulary_size
     from statewise_server.engine import Engine, EngineSettings
     from statewise_server.engine.queue_channel import run_all
 

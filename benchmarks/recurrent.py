@@ -13,10 +13,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.contenders.process import Contender
+from benchmarks.contenders.turns import Field, Figures
 from benchmarks.models import CPU_FLOAT32, ensure_lstm
-from benchmarks.process import Contender
 from benchmarks.report import Report, number
-from benchmarks.turns import Field, Figures
 from benchmarks.workloads import uniform
 from statewise.bundles.reader import Bundle
 
@@ -25,11 +25,11 @@ NUM_TOKENS = 256
 MAX_ROWS = 64
 
 MODULES = {
-    "PyTorch eager": "benchmarks.loops",
-    "bare loop": "benchmarks.loops",
-    "bare decode": "benchmarks.loops",
-    "engine": "benchmarks.served",
-    "gRPC": "benchmarks.served",
+    "PyTorch eager": "benchmarks.contenders.loops",
+    "bare loop": "benchmarks.contenders.loops",
+    "bare decode": "benchmarks.contenders.loops",
+    "engine": "benchmarks.contenders.served",
+    "gRPC": "benchmarks.contenders.served",
 }
 
 BASES = ("PyTorch eager", "bare loop", "engine")

@@ -24,6 +24,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from statewise.model.graph_io import choice_inputs, choice_results
+from statewise.model.sampling_inputs import NOISE
 from statewise.model.spec import CategoricalHead
 from statewise.rules.sampling import GREEDY, SamplingParams
 from statewise_export.choosing.choice import TokenChoice
@@ -134,11 +136,13 @@ def _samplers(rows: int, vocabulary: int, threads: int) -> dict[str, Callable[[]
 
 def sampler_model(vocabulary_size: int) -> onnx.ModelProto:
     """A graph of nothing but the sampler, its logits an input."""
-    choice = TokenChoice(CategoricalHead(vocabulary_size=vocabulary_size))
-    op = GraphBuilder()
-    sampled = choice.add(op, "logits", op.Squeeze(choice.noise, op.constant([1])))
-    inputs = [tensor_info("logits", "float32", ["row", vocabulary_size]), *choice.inputs("row")]
-    return finish_model(helper.make_graph(op.nodes, "sampler", inputs, choice.infos(sampled, ["row"])), [])
+    head, op = CategoricalHead(vocabulary_size=vocabulary_size), GraphBuilder()
+    sampled = TokenChoice(head).add(op, "logits", op.Squeeze(NOISE, op.constant([1])))
+    inputs = [tensor_info("logits", "float32", ["row", vocabulary_size])]
+    inputs += [tensor_info(*tensor) for tensor in choice_inputs(head, "row")]
+    results = zip(sampled, choice_results(head, ["row"]), strict=True)
+    outputs = [tensor_info(name, tensor.dtype, tensor.shape) for name, tensor in results]
+    return finish_model(helper.make_graph(op.nodes, "sampler", inputs, outputs), [])
 
 
 def _sampler(

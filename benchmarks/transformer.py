@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 
 from benchmarks import latency, memory
+from benchmarks.contenders.peers.roster import PEERS, peer_contender
+from benchmarks.contenders.process import Contender, ContenderError
+from benchmarks.contenders.turns import Field, Figures
 from benchmarks.goals import GOALS
 from benchmarks.models import GPT2Shape, ensure_gpt2
-from benchmarks.peers.roster import PEERS, peer_contender
-from benchmarks.process import Contender, ContenderError
 from benchmarks.report import Report, number
-from benchmarks.turns import Field, Figures
 from benchmarks.workloads import TRANSFORMER_WORKLOADS
 from statewise.bundles.reader import Bundle
 
@@ -77,7 +77,9 @@ def run(
 def our_contenders(bundle: Bundle, shape: GPT2Shape, variants: list[str]) -> list[Contender]:
     """The limit of memory; and of each variant the bare loop, the engine and the server."""
     num_bytes = str(4 * shape.num_weights_read)
-    contenders = [Contender("weights read", "benchmarks.loops", ("weights read", num_bytes), workloads=("W1",))]
+    contenders = [
+        Contender("weights read", "benchmarks.contenders.loops", ("weights read", num_bytes), workloads=("W1",))
+    ]
     for variant in variants:
         precision = variant.removeprefix("cpu-")
         workloads = ("W1",) if variant == INT4 else ()
@@ -85,7 +87,7 @@ def our_contenders(bundle: Bundle, shape: GPT2Shape, variants: list[str]) -> lis
             contenders.append(
                 Contender(
                     f"{kind} {precision}",
-                    f"benchmarks.{module}",
+                    f"benchmarks.contenders.{module}",
                     (kind, str(bundle.folder), variant),
                     only_uniform=kind == "bare loop",
                     workloads=workloads,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from statewise.errors import ConfigError
+from statewise.extras import explain_missing
 
 if TYPE_CHECKING:
     from statewise_server.local.model import Model
@@ -24,8 +25,7 @@ def load(path: str | Path, variant: str | None = None, **settings: Any) -> Model
         # By name: this package imports nothing of the server's, and without its extra there is nothing to import.
         loader = import_module("statewise_server.local.load")
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{error.name} is not installed; loading a model needs: pip install 'statewise[server]'"
-        ) from error
+        hint = explain_missing(error, "server") or f"{error}; this needs: pip install 'statewise[server]'"
+        raise ConfigError(f"a model cannot be loaded: {hint}") from error
     model: Model = loader.load(path, variant, **settings)
     return model

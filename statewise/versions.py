@@ -1,7 +1,9 @@
-"""Which versions of which libraries made something."""
+"""The version of Statewise, and which versions of which libraries made something."""
 
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+
+__version__ = version("statewise")
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:

@@ -23,6 +23,9 @@ from onnx import (
 )
 
 from statewise.errors import BundleError
+from statewise.model import graph_io
+from statewise.model.graph_io import GraphIO
+from statewise.model.sampling_inputs import SAMPLING_INPUTS
 
 if TYPE_CHECKING:
     from statewise.bundles.manifest import Variant
@@ -34,6 +37,8 @@ ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 # Operators that read files or compiled code of their own.
 _FORBIDDEN_OPERATORS = frozenset({"EPContext"})
 
+_STATE_OUTPUTS = (graph_io.state_output(""), graph_io.state_output("", graph_io.CHUNK))
+
 _ELEMENTS_PER_BYTE: dict[int, int] = {
     TensorProto.INT4: 2,
     TensorProto.UINT4: 2,
@@ -43,15 +48,12 @@ _ELEMENTS_PER_BYTE: dict[int, int] = {
 }
 
 
-_STATE_NAMES = ("state.", "new_state.", "chunk.state.", "chunk.new_state.")
-
-
 def check_graphs(bundle: Bundle, variant_name: str) -> None:
     """Check the graphs of a variant.
 
     Raises BundleError, naming the file, for what is no ONNX model, an operator outside ALLOWED_DOMAINS,
-    weights that lie outside the bundle or are not as long as declared, and state names that are not the
-    manifest's.
+    weights that lie outside the bundle or are not as long as declared, and inputs and outputs that are not those
+    that the manifest's model has.
     """
     variant = bundle.variant(variant_name)
     sizes = {name: bundle.path(name).stat().st_size for name in variant.data}
@@ -59,24 +61,23 @@ def check_graphs(bundle: Bundle, variant_name: str) -> None:
         try:
             model = _parse(bundle.path(name))
             _check_model(model, sizes)
-            _check_state_names(model, *_state_names(name, variant, bundle.manifest.model))
+            _check_names(model, _io_of(name, variant, bundle.manifest.model))
         except _RefusedError as refused:
             raise BundleError(f"{name}: {refused}") from refused
 
 
-def _state_names(name: str, variant: Variant, model: ModelSpec) -> tuple[set[str], set[str]]:
-    """What a graph reads and what it writes of the state, as its inputs and outputs are to be named."""
-    reads = {state.name for state in model.state}
-    writes = {state.name for state in model.state if state.kind != "memory"}
-    if name in (variant.choose, *variant.one_shot_graphs.values()):
-        reads, writes = set(), set()
-    if name == variant.encode:
-        reads, writes = set(), {state.name for state in model.state if state.kind != "cache"}
-    prefixes = ("", "chunk.") if name == variant.mixed else ("",)
-    return (
-        {f"{prefix}state.{state}" for prefix in prefixes for state in reads},
-        {f"{prefix}new_state.{state}" for prefix in prefixes for state in writes},
-    )
+def _io_of(name: str, variant: Variant, model: ModelSpec) -> GraphIO:
+    """The inputs and outputs that a graph is to have; an inspection's outputs are the plugin's own."""
+    files = {
+        variant.step: graph_io.model_io if variant.choose else graph_io.step_io,
+        variant.choose: graph_io.choose_io,
+        variant.decode: graph_io.decode_io,
+        variant.mixed: graph_io.mixed_io,
+        variant.encode: graph_io.encode_io,
+        variant.predict: graph_io.predict_io,
+        variant.score: graph_io.score_io,
+    }
+    return files[name](model) if name in files else graph_io.inspect_io(model, {})
 
 
 class _RefusedError(Exception):
@@ -184,14 +185,27 @@ def _natural(tensor: TensorProto, entries: dict[str, str], key: str, default: in
     return int(text)
 
 
-def _check_state_names(model: ModelProto, reads: set[str], writes: set[str]) -> None:
-    sides = (("input", model.graph.input, reads), ("output", model.graph.output, writes))
-    for what, values, declared in sides:
-        states = {value.name for value in values if value.name.startswith(_STATE_NAMES)}
-        if states != declared:
-            missing, unknown = sorted(declared - states), sorted(states - declared)
-            raise _RefusedError(
-                f"its state {what}s are not the manifest's"
-                + (f"; missing: {', '.join(missing)}" if missing else "")
-                + (f"; not in the manifest: {', '.join(unknown)}" if unknown else "")
-            )
+def _check_names(model: ModelProto, io: GraphIO) -> None:
+    """Refuse a graph that the runtime could not feed, or whose results it would not find.
+
+    A graph may lack sampling rules: requests that need one are refused. What else it gives is nobody's concern.
+    """
+    weights = {weight.name for weight in model.graph.initializer}
+    inputs = {value.name for value in model.graph.input} - weights
+    declared = {tensor.name for tensor in io.inputs}
+    rules = {rule.name for rule in SAMPLING_INPUTS}
+    _check_side("input", missing=declared - rules - inputs, unknown=inputs - declared)
+    outputs = {value.name for value in model.graph.output}
+    expected = {tensor.name for tensor in io.outputs} - {graph_io.OUTPUT}
+    states = {name for name in outputs if name.startswith(_STATE_OUTPUTS)}
+    _check_side("output", missing=expected - outputs, unknown=states - expected)
+
+
+def _check_side(side: str, missing: set[str], unknown: set[str]) -> None:
+    if missing or unknown:
+        raise _RefusedError(
+            f"its {side}s are not those that this release expects of the manifest's model"
+            + (f"; missing: {', '.join(sorted(missing))}" if missing else "")
+            + (f"; unknown: {', '.join(sorted(unknown))}" if unknown else "")
+            + "; export the model again"
+        )

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from statewise.cli.sequences import read_ids
 from statewise.client import DEFAULT_ADDRESS, Chunk, Client, GenerateOptions, Generation, Prompt
 from statewise.client.core import fold
 from statewise.errors import InvalidRequestError
@@ -52,7 +53,7 @@ def generate(
         seed=seed,
         stop=stop or (),
         logprobs=logprobs,
-        source=source if source_tokens is None else _ids(source_tokens, "--source-tokens"),
+        source=source if source_tokens is None else read_ids(source_tokens, "--source-tokens"),
         num_beams=beams,
         length_penalty=length_penalty,
         num_hypotheses=hypotheses,
@@ -82,14 +83,7 @@ def _prompt(prompt: str, tokens: str | None) -> Prompt:
         return sys.stdin.read() if prompt == "-" else prompt
     if prompt:
         raise InvalidRequestError("give a prompt or --tokens, not both", field="--tokens")
-    return _ids(tokens, "--tokens")
-
-
-def _ids(tokens: str, field: str) -> list[int]:
-    try:
-        return [int(token) for token in tokens.split(",") if token.strip()]
-    except ValueError as error:
-        raise InvalidRequestError(f'must be ids with commas, as "1,2,3", got {tokens!r}', field=field) from error
+    return read_ids(tokens, "--tokens")
 
 
 def _print_chunk(chunk: Chunk, *, has_text: bool) -> None:

@@ -1,4 +1,4 @@
-"""What `predict` and `score` share: sequences from arguments or a file, sent a batch at a time, in order."""
+"""Sequences from arguments or a file, sent a batch at a time, in order."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def read_sequences(texts: Sequence[str] | None, file: Path | None) -> Iterator[P
     if file is None:
         return _lines(sys.stdin) if texts == ["-"] else iter(texts or ())
     return _from_file(file)
+
+
+def read_ids(tokens: str, field: str) -> list[int]:
+    """Token ids from text such as "1,2,3". Raises InvalidRequestError, naming the flag."""
+    try:
+        return [int(token) for token in tokens.split(",") if token.strip()]
+    except ValueError as error:
+        raise InvalidRequestError(f'must be ids with commas, as "1,2,3", got {tokens!r}', field=field) from error
 
 
 def in_batches(

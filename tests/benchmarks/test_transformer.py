@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from benchmarks import latency, memory
+from benchmarks.contenders.peers import roster
+from benchmarks.contenders.process import Contender, ContenderError
+from benchmarks.contenders.turns import Field, Figures
 from benchmarks.goals import Goal
 from benchmarks.models import GPT2Shape
-from benchmarks.peers import roster
-from benchmarks.process import Contender, ContenderError
 from benchmarks.report import Report
 from benchmarks.transformer import add_rates, our_contenders
-from benchmarks.turns import Field, Figures
 from benchmarks.workloads import TRANSFORMER_WORKLOADS, Workload, uniform
 from statewise.bundles.reader import Bundle, find_bundle, open_bundle
 from statewise_server.engine import EngineSettings
@@ -42,7 +42,7 @@ def console() -> Console:
 def test_everyone_is_measured_in_what_they_take_part_in(bundle: Bundle, console: Console, tmp_path: Path) -> None:
     """All of ours decode alike requests, a queue goes to who has one, and who cannot start is named with the reason."""
     ours = our_contenders(bundle, GPT2Shape(2, 64, 8, 300, 400), [VARIANT])
-    broken = Contender("broken", "benchmarks.served", ("engine", str(bundle.folder), "cpu-int3"))
+    broken = Contender("broken", "benchmarks.contenders.served", ("engine", str(bundle.folder), "cpu-int3"))
     workloads = [uniform("W1", 1, 8, 6), Workload("queue", (3, 70, 5), (4, 9, 2), max_running=2)]
 
     with Field([*ours, broken], console) as field:

@@ -8,29 +8,15 @@ those that are left over at the end in another way.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
 
+from statewise.model.sampling_inputs import NUM_TOP, TEMPERATURE
 from statewise.model.spec import MixtureHead
 from statewise.rules.mixture import LEAST_LOG_DENSITY
 from statewise_export.choosing.blocks import double, squeeze
 from statewise_export.trace.builder import GraphBuilder
-
-
-class MixtureInputs(NamedTuple):
-    """Names of the sampler's inputs, as the runtime feeds them."""
-
-    temperature: str = "sampling.temperature"
-    """float32 `[row]`."""
-    noise: str = "sampling.noise"
-    """float32 `[row, step, 1 + features]`: a uniform number and normal ones, as `MixtureNoise`."""
-    num_top: str = "sampling.num_top"
-    """int64 scalar: -1 for no log-densities."""
-
-
-INPUTS = MixtureInputs()
 
 
 class _Mixture:
@@ -54,7 +40,7 @@ def add_mixture_sampler(op: GraphBuilder, output: str, noise: str, head: Mixture
     densities under the model's own mixture `[row]`, zeros where nobody asks for them.
     """
     mixture = _Mixture(op, output, head)
-    temperature = op.Unsqueeze(INPUTS.temperature, op.constant([1]))
+    temperature = op.Unsqueeze(TEMPERATURE.name, op.constant([1]))
     uniform, normals = op.node("Split", [noise, op.constant([1, head.features])], 2, axis=1)
     component = _component(op, mixture.logits, temperature, uniform)
     mean, log_diagonal = (op.GatherND(part, component, batch_dims=1) for part in (mixture.means, mixture.log_diagonal))
@@ -67,9 +53,9 @@ def add_mixture_sampler(op: GraphBuilder, output: str, noise: str, head: Mixture
     is_bad = op.Or(op.IsNaN(total), op.IsInf(total))
     item = op.Where(is_bad, op.constant(np.nan, np.float32), drawn)
     (density,) = op.when(
-        op.GreaterOrEqual(INPUTS.num_top, op.constant(0)),
+        op.GreaterOrEqual(NUM_TOP, op.constant(0)),
         lambda inner: [add_log_density(inner, output, item, head)],
-        lambda inner: [inner.ConstantOfShape(inner.Shape(INPUTS.temperature))],
+        lambda inner: [inner.ConstantOfShape(inner.Shape(TEMPERATURE.name))],
     )
     return item, density
 

@@ -11,27 +11,24 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
+from statewise.model.sampling_inputs import (
+    ADJUSTED_TOKENS,
+    FREQUENCY_PENALTY,
+    LOGIT_BIAS,
+    MIN_P,
+    NUM_TOP,
+    OUTPUT_COUNTS,
+    PRESENCE_PENALTY,
+    REPETITION_PENALTY,
+    SEEN,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    SamplingInput,
+)
 from statewise_export.choosing.blocks import add_argmax, any_of, squeeze
 from statewise_export.choosing.draw import Rules, add_draw
 from statewise_export.trace.builder import GraphBuilder
-
-
-class SamplerInputs(NamedTuple):
-    """Names of the sampler's inputs, as the runtime feeds them."""
-
-    parameters: str = "sampling.parameters"
-    """float32 `[row, 6]`: temperature, top_p, min_p, repetition, presence and frequency penalty."""
-    top_k: str = "sampling.top_k"
-    """int64 `[row]`."""
-    adjust_ids: str = "sampling.adjust_ids"
-    """int64 `[row, entry]`: tokens with a bias or a penalty; a row with fewer repeats an entry of its own."""
-    adjust_values: str = "sampling.adjust_values"
-    """float32 `[row, entry, 3]`: logit bias, 1 where seen in prompt or output, times in the output."""
-    num_top: str = "sampling.num_top"
-    """int64 scalar: -1 for no log-probabilities, else how many of the most probable tokens to report."""
-
-
-INPUTS = SamplerInputs()
 
 
 class Sampled(NamedTuple):
@@ -49,10 +46,10 @@ class Sampled(NamedTuple):
 
 def add_sampler(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: int) -> Sampled:
     """Choose one token per row from logits `[row, vocabulary]` and uniform numbers `[row]`."""
-    is_drawn = op.Greater(_column(op, 0), op.constant(0, np.float32))
+    is_drawn = op.Greater(_column(op, TEMPERATURE), op.constant(0, np.float32))
     draws = any_of(op, is_drawn)
-    has_entries = op.Cast(op.Size(INPUTS.adjust_ids), to=TensorProto.BOOL)
-    wanted = op.GreaterOrEqual(INPUTS.num_top, op.constant(0))
+    has_entries = op.Cast(op.Size(ADJUSTED_TOKENS), to=TensorProto.BOOL)
+    wanted = op.GreaterOrEqual(NUM_TOP, op.constant(0))
 
     def by_rules(inner: GraphBuilder) -> list[str]:
         def choose(deeper: GraphBuilder, values: str) -> list[str]:
@@ -78,8 +75,8 @@ def _choose(op: GraphBuilder, logits: str, uniform: str, draws: str, is_drawn: s
     one = op.constant([1])
 
     def draw(inner: GraphBuilder) -> list[str]:
-        divisor = inner.Where(is_drawn, _column(inner, 0), inner.constant(1, np.float32))
-        rules = Rules(divisor, inner.Unsqueeze(INPUTS.top_k, one), _column(inner, 1), _column(inner, 2))
+        divisor = inner.Where(is_drawn, _column(inner, TEMPERATURE), inner.constant(1, np.float32))
+        rules = Rules(divisor, *(_column(inner, rule) for rule in (TOP_K, TOP_P, MIN_P)))
         drawn = add_draw(inner, logits, rules, is_drawn, inner.Unsqueeze(uniform, one), vocabulary_size)
 
         def beside_greedy(deeper: GraphBuilder) -> list[str]:
@@ -91,26 +88,26 @@ def _choose(op: GraphBuilder, logits: str, uniform: str, draws: str, is_drawn: s
     return token
 
 
-def _column(op: GraphBuilder, index: int) -> str:
-    return op.Gather(INPUTS.parameters, op.constant([index]), axis=1)
+def _column(op: GraphBuilder, rule: SamplingInput) -> str:
+    return op.Unsqueeze(rule.name, op.constant([1]))
 
 
 def _adjust(op: GraphBuilder, logits: str) -> str:
     """Logit bias, then penalties, on the listed tokens only."""
     zero = op.constant(0, np.float32)
-    bias, seen, repeats = (op.Gather(INPUTS.adjust_values, op.constant(index), axis=2) for index in range(3))
-    values = op.Add(op.GatherElements(logits, INPUTS.adjust_ids, axis=1), bias)
-    repetition, presence, frequency = (_column(op, index) for index in (3, 4, 5))
+    values = op.Add(op.GatherElements(logits, ADJUSTED_TOKENS, axis=1), LOGIT_BIAS.name)
+    penalties = (REPETITION_PENALTY, PRESENCE_PENALTY, FREQUENCY_PENALTY)
+    repetition, presence, frequency = (_column(op, rule) for rule in penalties)
     repeated = op.Where(op.Greater(values, zero), op.Div(values, repetition), op.Mul(values, repetition))
-    values = op.Where(op.Greater(seen, zero), repeated, values)
-    in_output = op.Cast(op.Greater(repeats, zero), to=TensorProto.FLOAT)
+    values = op.Where(SEEN, repeated, values)
+    in_output = op.Cast(op.Greater(OUTPUT_COUNTS, zero), to=TensorProto.FLOAT)
     values = op.Sub(values, op.Mul(presence, in_output))
-    values = op.Sub(values, op.Mul(frequency, repeats))
-    return op.ScatterElements(logits, INPUTS.adjust_ids, values, axis=1)
+    values = op.Sub(values, op.Mul(frequency, OUTPUT_COUNTS))
+    return op.ScatterElements(logits, ADJUSTED_TOKENS, values, axis=1)
 
 
 def _log_probabilities(op: GraphBuilder, logits: str, token: str, wanted: str, vocabulary_size: int) -> tuple[str, ...]:
-    num_top = op.Min(op.Reshape(INPUTS.num_top, op.constant([1])), op.constant([vocabulary_size]))
+    num_top = op.Min(op.Reshape(NUM_TOP, op.constant([1])), op.constant([vocabulary_size]))
 
     def compute(inner: GraphBuilder) -> list[str]:
         log_probabilities = inner.LogSoftmax(logits, axis=1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from statewise.errors import ConfigError
+from statewise.model.graph_io import CHUNK, ITEMS, SOURCE
 
 if TYPE_CHECKING:
     from statewise_export.trace.trace import TracedStep
@@ -45,7 +46,7 @@ class _Lowering:
     def __init__(self, traced: TracedStep) -> None:
         self.traced = traced
         self.reals = traced.reals | {name for name, array in traced.weights.items() if array.dtype == np.float32}
-        self.wide = {"items", "chunk.items", "source"} & traced.reals
+        self.wide = {ITEMS, CHUNK + ITEMS, SOURCE} & traced.reals
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, NDArray[Any]] = {}
         self.casts: set[str] = set()

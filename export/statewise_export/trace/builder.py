@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -11,7 +11,14 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
-_DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int64": TensorProto.INT64}
+from statewise.model.graph_io import TensorType
+
+_DTYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+}
 
 Branch = Callable[["GraphBuilder"], Sequence[str]]
 
@@ -59,8 +66,8 @@ class GraphBuilder:
         return helper.make_graph(inner.nodes, "branch", [], [untyped(name) for name in outputs])
 
 
-def tensor_info(name: str, dtype: str, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
-    """A value of that type and shape; dtype as in `statewise.model.spec.DType`."""
+def tensor_info(name: str, dtype: TensorType, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
+    """A value of that type and shape."""
     return helper.make_tensor_value_info(name, _DTYPES[dtype], shape)
 
 
@@ -71,7 +78,7 @@ def untyped(name: str) -> onnx.ValueInfoProto:
     return info
 
 
-def renamed_nodes(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> list[onnx.NodeProto]:
+def renamed_nodes(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> list[onnx.NodeProto]:
     """Copies of the nodes with values renamed, in nested graphs too."""
     copies = []
     for node in nodes:

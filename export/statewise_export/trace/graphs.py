@@ -1,4 +1,4 @@
-"""The graphs of a bundle.
+"""The graphs of a bundle, with the inputs and outputs that statewise.model.graph_io declares.
 
 `step`: any number of new items per row; `choose`: the choice of the next items, where the step does without it;
 `decode`: K single-item steps in a Loop; `mixed`: one item of each of the first rows and a chunk of the row behind them;
@@ -14,7 +14,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from statewise.model.spec import InputSpec, LabelsHead, ModelSpec, StateSpec, TokenInput
+from statewise.model import graph_io
+from statewise.model.graph_io import ITEMS, LENGTHS, STEP_OUTPUT, STEPS, GraphIO, GraphTensor
+from statewise.model.sampling_inputs import NOISE
+from statewise.model.spec import ModelSpec
 from statewise_export.choosing.choice import Choice, choice_of
 from statewise_export.trace.builder import GraphBuilder, renamed_nodes, tensor_info, untyped
 from statewise_export.trace.score import add_log_probabilities
@@ -25,151 +28,117 @@ IR_VERSION = 10
 _NEWER_OPERATORS = {"Attention": 24, "TensorScatter": 24}
 """Operators that a step may hold although OPSET has none of the name, with the opset that they need."""
 
+_BODY = "body."
+"""Prefix of the values that the Loop of a decode graph carries."""
+
 
 def step_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
-    """Inputs `items`, `lengths`, `state.*` and the sampler's; outputs `next_items` `[row]`, `output`, `new_state.*`."""
-    op, choice = GraphBuilder(), choice_of(spec)
-    results = _add_choice(op, choice, traced.output)
-    model = model_graph(traced, spec)
-    inputs = [*model.input, *choice.inputs("row")]
-    outputs = [*choice.infos(results, ["row"]), *model.output]
-    graph = helper.make_graph([*model.node, *op.nodes], "step", inputs, outputs)
-    return _rename(graph, dict(zip(results, choice.results, strict=True)))
+    """The step with the choice of the next items."""
+    return _choosing_graph("step", traced, spec, graph_io.step_io(spec))
 
 
 def model_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
-    """The step without the choice: inputs `items`, `lengths` and `state.*`; outputs `output` and `new_state.*`."""
-    inputs = [_items_info(spec.input, "time"), tensor_info("lengths", "int64", ["row"]), *_state_infos(spec)]
-    outputs = [
-        tensor_info(traced.output, "float32", ["row", spec.head.output_size]),
-        *(tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state),
-    ]
-    return helper.make_graph(traced.nodes, "step", inputs, outputs)
+    """The step without the choice."""
+    return _graph("step", traced.nodes, graph_io.model_io(spec))
 
 
 def choose_graph(spec: ModelSpec) -> onnx.GraphProto:
-    """The choice alone: inputs `step.output` `[row, size]` and the sampler's; outputs as of a step without state."""
-    op, choice = GraphBuilder(), choice_of(spec)
-    results = _add_choice(op, choice, "step.output")
-    output = op.Identity("step.output")
-    shape = ("row", spec.head.output_size)
-    inputs = [tensor_info("step.output", "float32", shape), *choice.inputs("row")]
-    outputs = [*choice.infos(results, ["row"]), tensor_info(output, "float32", shape)]
-    graph = helper.make_graph(op.nodes, "choose", inputs, outputs)
-    return _rename(graph, dict(zip(results, choice.results, strict=True)) | {output: "output"})
+    """The choice alone, from the output of a step without it."""
+    op, io = GraphBuilder(), graph_io.choose_io(spec)
+    chosen = _add_choice(op, choice_of(spec.head), STEP_OUTPUT, io)
+    output = {op.Identity(STEP_OUTPUT): io.model_outputs[0].name}
+    return _graph("choose", op.nodes, io, chosen | output)
 
 
 def mixed_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
-    """`items` `[row, 1]`, one of each of some rows, and `chunk.items` `[1, time]` of one more: `[row + 1]` results."""
-    op, choice = GraphBuilder(), choice_of(spec)
-    results = _add_choice(op, choice, traced.output)
-    chunk_items = _renamed(_items_info(spec.input, "time"), "chunk.items")
-    chunk_items.type.tensor_type.shape.dim[0].dim_value = 1
-    inputs = [
-        _items_info(spec.input, 1),
-        *_state_infos(spec),
-        chunk_items,
-        *_chunk_state_infos(spec.sized_state, "chunk.state"),
-    ]
-    inputs += choice.inputs("every")
-    outputs = [
-        *choice.infos(results, ["every"]),
-        tensor_info(traced.output, "float32", ["every", spec.head.output_size]),
-        *(tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state),
-        *_chunk_state_infos(spec.written_state, "chunk.new_state"),
-    ]
-    graph = helper.make_graph([*traced.nodes, *op.nodes], "mixed", inputs, outputs)
-    return _rename(graph, dict(zip(results, choice.results, strict=True)))
+    """One item of each of some rows beside a chunk of one more, with the choice of all their next items."""
+    return _choosing_graph("mixed", traced, spec, graph_io.mixed_io(spec))
 
 
 def encode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
-    """Inputs `source` `[row, time]` or `[row, time, features]` and `source_lengths`; outputs all state but caches."""
-    assert spec.source is not None
-    lengths = tensor_info("source_lengths", "int64", ["row"])
-    inputs = [_renamed(_items_info(spec.source, "time"), "source"), lengths]
-    made = [s for s in spec.sized_state if s.kind != "cache"]
-    outputs = [tensor_info(f"new_state.{s.name}", s.dtype, list(s.shape)) for s in made]
-    return helper.make_graph(list(traced.nodes), "encode", inputs, outputs)
-
-
-def _add_choice(op: GraphBuilder, choice: Choice, output: str) -> list[str]:
-    """What a run of one step gives each row, chosen by the head's output."""
-    noise = op.Squeeze(choice.noise, op.constant([1])) if choice.noise else ""
-    return [op.Identity(value) for value in choice.add(op, output, noise)]
+    """A source to the state that a row begins from."""
+    return _graph("encode", traced.nodes, graph_io.encode_io(spec))
 
 
 def decode_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
-    """K = `steps` runs of the step, each fed with the item before; results are `[K, row]`, the state the last one's."""
-    op, choice = GraphBuilder("d"), choice_of(spec)
-    body = _loop_body(op, choice, traced, spec)
-    carried = ["items", *(f"state.{s.name}" for s in spec.written_state)]
-    outputs = op.node("Loop", ["steps", "", *carried], len(carried) + len(choice.results), body=body)
-    new_state = {outputs[1 + index]: f"new_state.{s.name}" for index, s in enumerate(spec.written_state)}
-    gathered = dict(zip(outputs[len(carried) :], choice.results, strict=True))
-    inputs = [_items_info(spec.input, 1), tensor_info("steps", "int64", []), *_state_infos(spec), *choice.inputs("row")]
-    output_infos = [
-        *choice.infos(list(gathered), ["step", "row"]),
-        *(tensor_info(name, s.dtype, list(s.shape)) for name, s in zip(new_state, spec.written_state, strict=True)),
-    ]
-    graph = helper.make_graph(op.nodes, "decode", inputs, output_infos)
-    return _rename(graph, gathered | new_state)
+    """K steps, each fed with the item before."""
+    op, io = GraphBuilder("d"), graph_io.decode_io(spec)
+    body = _loop_body(op, traced, spec, io)
+    carried = [ITEMS, *(graph_io.state_input(s.name) for s in spec.written_state)]
+    outputs = op.node("Loop", [STEPS, "", *carried], len(carried) + len(io.results), body=body)
+    # The carried items are of no more use; the state and then the gathered results follow.
+    names = [tensor.name for tensor in (*io.model_outputs, *io.results)]
+    return _graph("decode", op.nodes, io, dict(zip(outputs[1:], names, strict=True)))
 
 
-def _loop_body(outer: GraphBuilder, choice: Choice, traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
-    op = outer.subgraph()
+def _loop_body(outer: GraphBuilder, traced: TracedStep, spec: ModelSpec, io: GraphIO) -> onnx.GraphProto:
+    op, choice = outer.subgraph(), choice_of(spec.head)
     # Memories are read where they lie, outside the loop.
-    state_names = [s.name for s in spec.written_state]
-    inside = {"items": "body.items"} | {f"state.{name}": f"body.state.{name}" for name in state_names}
-    inside |= {f"new_state.{name}": f"body.new_state.{name}" for name in state_names}
+    inputs = {graph_io.state_input(s.name) for s in spec.written_state} | {ITEMS}
+    outputs = [tensor.name for tensor in io.model_outputs]
+    inside = {name: _BODY + name for name in (*inputs, *outputs)}
     lengths = op.ConstantOfShape(
-        op.Slice(op.Shape("body.items"), op.constant([0]), op.constant([1])),
+        op.Slice(op.Shape(inside[ITEMS]), op.constant([0]), op.constant([1])),
         value=onnx.numpy_helper.from_array(np.ones(1, np.int64)),
     )
-    nodes = [*op.nodes, *renamed_nodes(traced.nodes, inside | {"lengths": lengths})]
+    nodes = [*op.nodes, *renamed_nodes(traced.nodes, inside | {LENGTHS: lengths})]
     op.nodes = []
-    noise = op.Gather(choice.noise, "body.index", axis=1) if choice.noise else ""
+    noise = op.Gather(NOISE, f"{_BODY}index", axis=1) if io.choice_inputs else ""
     results = choice.add(op, traced.output, noise)
     items = op.Unsqueeze(choice.fed_back(op, results[0]), op.constant([1]))
-    go_on = op.Identity("body.condition")
+    go_on = op.Identity(f"{_BODY}condition")
     gathered = [op.Identity(value) for value in results]
-    inputs = [
-        tensor_info("body.index", "int64", []),
-        helper.make_tensor_value_info("body.condition", TensorProto.BOOL, []),
-    ]
-    inputs += [_renamed(_items_info(spec.input, 1), "body.items")]
-    inputs += [tensor_info(f"body.state.{s.name}", s.dtype, list(s.shape)) for s in spec.written_state]
-    outputs = [go_on, items, *(f"body.new_state.{name}" for name in state_names), *gathered]
-    return helper.make_graph([*nodes, *op.nodes], "body", inputs, [untyped(name) for name in outputs])
+    infos = [tensor_info(f"{_BODY}index", "int64", []), tensor_info(f"{_BODY}condition", "bool", [])]
+    infos += [_info(t._replace(name=inside[t.name])) for t in io.model_inputs if t.name in inputs]
+    made = [go_on, items, *(inside[name] for name in outputs), *gathered]
+    return helper.make_graph([*nodes, *op.nodes], "body", infos, [untyped(name) for name in made])
 
 
 def predict_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
-    """Inputs `items` `[row, time]` and `lengths` `[row]`; output `output`, what the model says of each sequence.
-
-    That is `[row, size]`, or `[row, time, labels]` where every item has a label.
-    """
-    says = spec.prediction
-    assert says is not None
-    is_per_item = isinstance(says, LabelsHead) and says.per == "item"
-    shape = ("row", "time", says.output_size) if is_per_item else ("row", says.output_size)
-    outputs = [tensor_info(traced.output, "float32", shape)]
-    return helper.make_graph(traced.nodes, "predict", _whole_infos(spec), outputs)
+    """The model's answer about whole sequences."""
+    return _graph("predict", traced.nodes, graph_io.predict_io(spec))
 
 
 def score_graph(traced: TracedStep, spec: ModelSpec) -> onnx.GraphProto:
-    """Inputs as for `predict`; output `log_probabilities` `[row, time - 1]`: of each item given those before it."""
-    op = GraphBuilder("score")
+    """Log-probabilities of the items of whole sequences."""
+    op, io = GraphBuilder("score"), graph_io.score_io(spec)
     ends = op.constant([np.iinfo(np.int64).max])
-    items = op.Slice("items", op.constant([1]), ends, op.constant([1]))
+    items = op.Slice(ITEMS, op.constant([1]), ends, op.constant([1]))
     result = add_log_probabilities(op, traced.output, items, spec.head)
-    outputs = [tensor_info(result, "float32", ["row", "previous"])]
-    graph = helper.make_graph([*traced.nodes, *op.nodes], "score", _whole_infos(spec), outputs)
-    return _rename(graph, {result: "log_probabilities"})
+    return _graph("score", [*traced.nodes, *op.nodes], io, {result: io.model_outputs[0].name})
 
 
 def inspection_graph(traced: TracedStep, spec: ModelSpec, shapes: Mapping[str, Sequence[str | int]]) -> onnx.GraphProto:
-    """Inputs as for `predict`; what the model shows of each sequence, in these shapes by name."""
-    outputs = [tensor_info(name, "float32", list(shape)) for name, shape in shapes.items()]
-    return helper.make_graph(traced.nodes, "inspect", _whole_infos(spec), outputs)
+    """Tensors of these shapes, by name, that show the inside of the model on whole sequences."""
+    return _graph("inspect", traced.nodes, graph_io.inspect_io(spec, shapes))
+
+
+def _choosing_graph(name: str, traced: TracedStep, spec: ModelSpec, io: GraphIO) -> onnx.GraphProto:
+    op = GraphBuilder()
+    chosen = _add_choice(op, choice_of(spec.head), traced.output, io)
+    return _graph(name, [*traced.nodes, *op.nodes], io, chosen)
+
+
+def _add_choice(op: GraphBuilder, choice: Choice, output: str, io: GraphIO) -> dict[str, str]:
+    """Add the choice of one item per row; returns the names that its values are to have as outputs."""
+    noise = op.Squeeze(NOISE, op.constant([1])) if io.choice_inputs else ""
+    results = [op.Identity(value) for value in choice.add(op, output, noise)]
+    return dict(zip(results, (tensor.name for tensor in io.results), strict=True))
+
+
+def _graph(
+    name: str, nodes: Iterable[onnx.NodeProto], io: GraphIO, names: Mapping[str, str] | None = None
+) -> onnx.GraphProto:
+    """A graph with these inputs and outputs; `names`: of values that the nodes call otherwise."""
+    return helper.make_graph(renamed_nodes(nodes, names or {}), name, _infos(io.inputs), _infos(io.outputs))
+
+
+def _infos(tensors: Iterable[GraphTensor]) -> list[onnx.ValueInfoProto]:
+    return [_info(tensor) for tensor in tensors]
+
+
+def _info(tensor: GraphTensor) -> onnx.ValueInfoProto:
+    return tensor_info(tensor.name, tensor.dtype, tensor.shape)
 
 
 def finish_model(graph: onnx.GraphProto, weights: Sequence[TensorProto]) -> onnx.ModelProto:
@@ -195,35 +164,3 @@ def _add_weights(graph: onnx.GraphProto, weights: Sequence[TensorProto], outer: 
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _add_weights(attribute.g, weights, seen)
-
-
-def _items_info(reads: InputSpec, time: str | int) -> onnx.ValueInfoProto:
-    if isinstance(reads, TokenInput):
-        return tensor_info("items", "int64", ["row", time])
-    return tensor_info("items", "float32", ["row", time, reads.features])
-
-
-def _whole_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
-    return [_items_info(spec.input, "time"), tensor_info("lengths", "int64", ["row"])]
-
-
-def _state_infos(spec: ModelSpec) -> list[onnx.ValueInfoProto]:
-    return [tensor_info(f"state.{s.name}", s.dtype, list(s.shape)) for s in spec.sized_state]
-
-
-def _chunk_state_infos(state: Iterable[StateSpec], prefix: str) -> list[onnx.ValueInfoProto]:
-    return [tensor_info(f"{prefix}.{s.name}", s.dtype, [1, *s.shape[1:]]) for s in state]
-
-
-def _renamed(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
-    info.name = name
-    return info
-
-
-def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> onnx.GraphProto:
-    nodes = renamed_nodes(graph.node, names)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    for info in graph.output:
-        info.name = names.get(info.name, info.name)
-    return graph

@@ -18,6 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from statewise.errors import ConfigError
+from statewise.model.graph_io import (
+    OUTPUT,
+    GraphIO,
+    GraphTensor,
+    encode_io,
+    inspect_io,
+    mixed_io,
+    model_io,
+    predict_io,
+    whole_inputs,
+)
 from statewise.model.spec import InputSpec, ModelSpec, TokenInput
 from statewise_export.trace.traced_modules import (
     Answer,
@@ -63,9 +74,7 @@ def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     state = zero_state(spec, _TRACE_ROWS, _TRACE_POSITIONS)
     example = (*_example_rows(spec), state)
     sizes = ({0: row, 1: time}, {0: row}, _state_sizes(spec, {"row": row, "position": torch.export.Dim("position")}))
-    names = ["items", "lengths", *(f"state.{s.name}" for s in spec.state)]
-    results = tuple(f"new_state.{s.name}" for s in spec.written_state)
-    return _trace(LastOutput(module, spec), example, sizes, names, results)
+    return _trace(LastOutput(module, spec), example, sizes, model_io(spec))
 
 
 def trace_encode(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
@@ -79,8 +88,7 @@ def trace_encode(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     row = torch.export.Dim("row")
     # A size of 1 is taken for a constant, and is one only here.
     time = {} if longest == 1 else {1: torch.export.Dim("time", max=longest)}
-    results = tuple(f"new_state.{s.name}" for s in spec.state if s.kind != "cache")
-    return _trace(FirstState(module), example, ({0: row} | time, {0: row}), ["source", "source_lengths"], results, "")
+    return _trace(FirstState(module), example, ({0: row} | time, {0: row}), encode_io(spec), has_output=False)
 
 
 def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
@@ -99,26 +107,23 @@ def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
         {1: time},
         _state_sizes(spec, {"position": position}),
     )
-    parts = [s.name for s in spec.state]
-    names = ["items", *(f"state.{p}" for p in parts), "chunk.items", *(f"chunk.state.{p}" for p in parts)]
-    written = [s.name for s in spec.written_state]
-    results = (*(f"new_state.{p}" for p in written), *(f"chunk.new_state.{p}" for p in written))
-    return _trace(MixedOutput(module, spec), example, sizes, names, results)
+    return _trace(MixedOutput(module, spec), example, sizes, mixed_io(spec))
 
 
 def trace_prediction(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace what the model says of whole sequences, with dynamic rows and time."""
-    return _trace_whole(Embedding(module) if spec.generates else Answer(module), spec)
+    return _trace_whole(Embedding(module) if spec.generates else Answer(module), spec, predict_io(spec))
 
 
 def trace_next_outputs(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
-    """Trace the outputs that foretell every item of whole sequences but the first, `[row, time - 1, size]`."""
-    return _trace_whole(NextOutputs(module, spec), spec)
+    """Trace the outputs that predict every item of whole sequences but the first, `[row, time - 1, size]`."""
+    outputs = GraphTensor(OUTPUT, "float32", ("row", "previous", spec.head.output_size))
+    return _trace_whole(NextOutputs(module, spec), spec, GraphIO(whole_inputs(spec), (outputs,)))
 
 
 def trace_inspection(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace what the module shows of whole sequences, with dynamic rows and time. Raises as `shown_shapes`."""
-    return _trace_whole(Shown(module), spec, tuple(shown_shapes(module, spec)))
+    return _trace_whole(Shown(module), spec, inspect_io(spec, shown_shapes(module, spec)))
 
 
 def shown_shapes(module: torch.nn.Module, spec: ModelSpec) -> dict[str, tuple[str | int, ...]]:
@@ -145,36 +150,38 @@ def _shown_shape(name: str, tensor: Tensor) -> tuple[str | int, ...]:
     )
 
 
-def _trace_whole(module: torch.nn.Module, spec: ModelSpec, results: tuple[str, ...] = ("output",)) -> TracedStep:
+def _trace_whole(module: torch.nn.Module, spec: ModelSpec, io: GraphIO) -> TracedStep:
     row, time = torch.export.Dim("row"), torch.export.Dim("time")
     with attention_lowering("plain"):
-        names, sizes = ["items", "lengths"], ({0: row, 1: time}, {0: row})
-        return _trace(module, _example_rows(spec), sizes, names, results[1:], results[0])
+        return _trace(module, _example_rows(spec), ({0: row, 1: time}, {0: row}), io)
 
 
 def _trace(
     module: torch.nn.Module,
     example: tuple[Any, ...],
     sizes: tuple[Any, ...],
-    names: list[str],
-    results: tuple[str, ...],
-    output: str = "output",
+    io: GraphIO,
+    *,
+    has_output: bool = True,
 ) -> TracedStep:
+    """Trace a module whose arguments and results are the model's inputs and outputs; `has_output`: not state alone."""
+    results = [tensor.name for tensor in io.model_outputs]
     with _quiet():
         program = torch.onnx.export(
             module.eval(),
             example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=names,
-            output_names=[name for name in (output, *results) if name],
+            input_names=[tensor.name for tensor in io.model_inputs],
+            output_names=results,
             dynamic_shapes=sizes,
             verbose=False,
         )
         assert program is not None
         # The reordering of gates is folded into the weights, whatever their size.
         onnxscript.optimizer.optimize(program.model, input_size_limit=2**62, output_size_limit=2**62)
-    return _take_apart(program.model, output, results)
+    output, new_state = (results[0], results[1:]) if has_output else ("", results)
+    return _take_apart(program.model, output, tuple(new_state))
 
 
 def _state_sizes(spec: ModelSpec, sizes: dict[str, Any]) -> tuple[dict[int, Any], ...]:

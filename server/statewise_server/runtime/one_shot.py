@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from statewise.bundles.manifest import OneShotGraph
 from statewise.bundles.reader import Bundle
+from statewise.model.graph_io import ITEMS, LENGTHS
 from statewise.model.spec import InputSpec, TokenInput
 from statewise_server.runtime.ort.onnx import onnxruntime
 from statewise_server.runtime.ort.sessions import create_session
@@ -73,7 +74,7 @@ class OneShotRunner:
 
         Returns every output of the graph by its name; `cut` takes a row's part of them.
         """
-        results = self._session.run(list(self._shapes), {"items": items, "lengths": lengths})
+        results = self._session.run(list(self._shapes), {ITEMS: items, LENGTHS: lengths})
         return dict(zip(self._shapes, results, strict=True))
 
     def cut(self, outputs: dict[str, Array], row: int, length: int) -> dict[str, Array]:

@@ -22,11 +22,11 @@ from statewise.cli.demos.summary import (
     DemoSummary,
     TrainingFigures,
     add_certificate,
-    new_figure,
     report,
     summary_table,
 )
 from statewise.cli.demos.work import Work, certificate_of
+from statewise.cli.plot.figure import new_figure
 from statewise.client import AsyncClient
 
 NAME = "dates"

@@ -21,11 +21,11 @@ from statewise.cli.demos.summary import (
     DemoSummary,
     TrainingFigures,
     add_certificate,
-    new_figure,
     report,
     summary_table,
 )
 from statewise.cli.demos.work import Work, certificate_of
+from statewise.cli.plot.figure import new_figure
 from statewise.client import Client
 from statewise.errors import ConfigError
 from statewise.plugins import available_plugins

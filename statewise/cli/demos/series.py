@@ -28,7 +28,7 @@ from statewise.cli.demos.summary import (
     summary_table,
 )
 from statewise.cli.demos.work import Work, certificate_of
-from statewise.cli.fan import LEVELS, draw_fan
+from statewise.cli.plot.fan import LEVELS, draw_fan
 from statewise.client import Client, Forecast
 
 NAME = "seattle"

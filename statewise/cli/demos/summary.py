@@ -7,16 +7,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
 from statewise.bundles.certificate import Certificate, TokenAgreement
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class TrainingFigures(BaseModel):
@@ -130,14 +127,3 @@ def _program() -> str:
     found = shutil.which("statewise")
     is_active = not beside.exists() or (found is not None and beside.samefile(found))
     return "statewise" if is_active else os.path.relpath(beside)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches; `figure.savefig(path, dpi=120)` writes it. No window is opened."""
-    # Here: matplotlib belongs to the train extra, and takes a moment to import.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

@@ -19,12 +19,12 @@ from statewise.cli.demos.summary import (
     DemoSummary,
     TrainingFigures,
     add_certificate,
-    new_figure,
     report,
     summary_table,
 )
 from statewise.cli.demos.tagged_code import OUTSIDE, TAGS, Module, standard_library, tag_of_each, write_tagged
 from statewise.cli.demos.work import Work, certificate_of
+from statewise.cli.plot.figure import new_figure
 from statewise.client import Client, Prediction
 
 NAME = "tags"

@@ -13,9 +13,9 @@ from statewise.cli.demos.summary import (
     DemoSummary,
     TrainingFigures,
     add_certificate,
-    new_figure,
     summary_table,
 )
+from statewise.cli.plot.figure import new_figure
 
 _MARKERS = "osv^D*P"
 """One for each family, so that the picture can be read without its colours."""

@@ -11,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
+from statewise.model.graph_io import choice_inputs, choice_results
+from statewise.model.sampling_inputs import NOISE
 from statewise.model.spec import MixtureHead
 from statewise.rules import mixture
 from statewise.rules.sampling import SamplingParams
@@ -38,11 +40,16 @@ Array = NDArray[Any]
 @cache
 def session(head: MixtureHead) -> onnxruntime.InferenceSession:
     """Build a graph of nothing but the choice, the head's output an input."""
-    op, choice = GraphBuilder(), MixtureChoice(head)
-    noise = op.Squeeze(choice.noise, op.constant([1]))
-    results = [op.Identity(value) for value in choice.add(op, "output", noise)]
-    inputs = [tensor_info("output", "float32", ["row", head.output_size]), *choice.inputs("row")]
-    graph = helper.make_graph(op.nodes, "choice", inputs, choice.infos(results, ["row"]))
+    op = GraphBuilder()
+    noise = op.Squeeze(NOISE, op.constant([1]))
+    results = [op.Identity(value) for value in MixtureChoice(head).add(op, "output", noise)]
+    inputs = [tensor_info("output", "float32", ["row", head.output_size])]
+    inputs += [tensor_info(*tensor) for tensor in choice_inputs(head, "row")]
+    outputs = [
+        tensor_info(name, tensor.dtype, tensor.shape)
+        for name, tensor in zip(results, choice_results(head, ["row"]), strict=True)
+    ]
+    graph = helper.make_graph(op.nodes, "choice", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

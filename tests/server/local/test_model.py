@@ -124,9 +124,9 @@ def test_errors_name_arguments_and_places(text: Model) -> None:
     assert len(list(islice(results, 2))) == 2
     with pytest.raises(InvalidRequestError, match=r"^prompt\[2\]: id 1000000 is outside"):
         next(results)
-    with pytest.raises(InvalidRequestError, match="^top_k: must be a whole number"):
+    with pytest.raises(InvalidRequestError, match=r"^top_k: must be a whole number"):
         text.generate("a", top_k="many")
-    with pytest.raises(InvalidRequestError, match="^length_penalty: must lie"):
+    with pytest.raises(InvalidRequestError, match=r"^length_penalty: must lie"):
         text.generate("a", num_beams=2, length_penalty=11.0)
     wait_until_free(text)
 

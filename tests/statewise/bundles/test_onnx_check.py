@@ -212,13 +212,20 @@ def _rename_state(model: onnx.ModelProto) -> None:
     model.graph.input[2].name = "state.total"
 
 
+def _add_rule(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("sampling.newer_rule", TensorProto.FLOAT, ["row"]))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_rename_state, "state inputs .*missing: state.sum; not in the manifest: state.total"),
-        (lambda model: model.graph.output.pop(), "state outputs .*missing: new_state.sum"),
+        (_add_rule, "its inputs are not .*; unknown: sampling.newer_rule; export the model again"),
+        (lambda model: model.graph.input.pop(1), "its inputs are not .*; missing: lengths; export"),
+        (lambda model: model.graph.output.pop(0), "its outputs are not .*; missing: next_items; export"),
+        (_rename_state, "its inputs are not .*missing: state.sum; unknown: state.total; export the model again"),
+        (lambda model: model.graph.output.pop(), "its outputs are not .*missing: new_state.sum"),
     ],
 )
-def test_state_must_be_the_manifests(tmp_path: Path, change: Change, reason: str) -> None:
-    """The graph's state inputs and outputs are those that the manifest describes."""
+def test_inputs_and_outputs_must_be_the_runtimes(tmp_path: Path, change: Change, reason: str) -> None:
+    """A graph has all inputs and outputs that the runtime binds for the manifest's model, and no other inputs."""
     refused(tmp_path, change, reason)

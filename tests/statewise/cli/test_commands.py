@@ -15,6 +15,7 @@ import pytest
 
 import statewise
 from statewise import cli
+from statewise.cli import groups
 from statewise.errors import ConfigError, ParityError
 from statewise_server.app import Application
 
@@ -30,8 +31,8 @@ def run(capfd: Any, *arguments: str) -> tuple[int, str, str]:
 
 
 def announce(monkeypatch: Any, **values: str) -> None:
-    entries = [EntryPoint(name, value, cli.GROUP) for name, value in values.items()]
-    monkeypatch.setattr(cli, "entry_points", lambda group: entries)
+    entries = [EntryPoint(name, value, "statewise.commands") for name, value in values.items()]
+    monkeypatch.setattr(groups, "entry_points", lambda group: entries)
 
 
 def test_version(capfd: Any) -> None:
@@ -161,7 +162,7 @@ def test_models_lists_what_is_served_and_refused(server: Application, capfd: Any
         (["serve", "--models", "/nowhere", "--state-memory", "0"], "engine.state_memory: Input should be greater"),
         (["serve", "--models", "/nowhere", "--prefix-memory", "-1"], "engine.prefix_memory: could not parse value"),
         (["serve", "--models", "/nowhere", "--max-positions", "0"], "engine.max_positions: Input should be greater"),
-        (["nonsense"], "nonsense"),
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
     ],
 )
 def test_mistake_of_the_user(capfd: Any, arguments: list[str], message: str) -> None:
@@ -202,33 +203,6 @@ def test_traceback_on_request(monkeypatch: Any) -> None:
 
     with pytest.raises(KeyError):
         cli.main(["fail", "bug"])
-
-
-def test_command_whose_extra_is_missing_is_listed_and_says_what_to_install(capfd: Any, monkeypatch: Any) -> None:
-    """Without its extra a command is in the help, and running it says which extra it needs."""
-    monkeypatch.setitem(sys.modules, "lightning", None)
-    announce(monkeypatch, train="lightning:Trainer")
-
-    listed = run(capfd, "--help")
-    code, _, errors = run(capfd, "train", "config.yaml", "--set", "a=b")
-
-    assert "train" in listed[1]
-    assert (code, "pip install 'statewise[train]'" in errors) == (2, True)
-
-
-def need_torch() -> None:
-    """Import torch when it runs."""
-    import torch  # noqa: F401
-
-
-def test_extra_that_is_missing_inside_a_command_is_told_too(capfd: Any, monkeypatch: Any) -> None:
-    """A command that imports late says the same."""
-    monkeypatch.setitem(sys.modules, "torch", None)
-    announce(monkeypatch, train=f"{__name__}:need_torch")
-
-    code, _, errors = run(capfd, "train")
-
-    assert (code, "pip install 'statewise[train]'" in errors) == (2, True)
 
 
 def test_predict_answers_in_a_table_and_in_json_lines(capfd: Any, server: Application, tmp_path: Path) -> None:

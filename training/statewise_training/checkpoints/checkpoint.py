@@ -25,13 +25,13 @@ from statewise.bundles.manifest import FileName, ModelName, Sha256, SpecialToken
 from statewise.bundles.manifest_file import describe
 from statewise.bundles.reader import hash_file
 from statewise.errors import ConfigError, NotFoundError
+from statewise.files import atomic_file, write_atomically
 from statewise.model.spec import Strict
 from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
 from statewise.versions import installed_versions
 from statewise_training.checkpoints.held_out import Items, Pair, read_items, read_pairs, to_tensors
 from statewise_training.checkpoints.weights import load_weights, read_weights, save_weights
 from statewise_training.families.shared.standardized import Standardized, StandardizedInput
-from statewise_training.files import atomic_file, write_atomically
 
 CHECKPOINT_FILE = "checkpoint.json"
 WEIGHTS_FILE = "model.safetensors"

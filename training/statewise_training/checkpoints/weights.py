@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from statewise.errors import ConfigError
-from statewise_training.files import write_atomically
+from statewise.files import write_atomically
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Eight bits and fewer are left out: such numbers need scales, which lie elsewhere."""

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from statewise.errors import ConfigError
+from statewise.files import read_text
+from statewise.series import Series
+from statewise.series import read_series as series_of_file
 from statewise_training.config import CorpusData, JSONLData, SeriesData, TextData
-
-Series = NDArray[np.float32]
 
 
 def read_texts(data: CorpusData | TextData | JSONLData) -> list[str]:
@@ -58,17 +54,11 @@ def python_docs() -> list[str]:
 def read_series(data: SeriesData) -> list[Series]:
     """Every series, float32 `[time, features]`. Raises ConfigError naming the file and the line or row."""
     paths = expand(data.files)
-    series = [_read_npy(path) if path.suffix == ".npy" else _read_csv(path, data.columns) for path in paths]
+    series = [series_of_file(path, data.columns, setting="data.columns") for path in paths]
     for path, values in zip(paths, series, strict=True):
         if values.shape[1] != series[0].shape[1]:
             raise ConfigError(
                 f"{path}: has {values.shape[1]} features, {paths[0]} has {series[0].shape[1]}; all series need the same"
-            )
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            row, column = bad[0]
-            raise ConfigError(
-                f"{path}: row {row}, column {column} is {values[row, column]}; only finite numbers can be trained on"
             )
     return series
 
@@ -84,25 +74,6 @@ def expand(patterns: Sequence[str], setting: str = "data.files") -> list[Path]:
             raise ConfigError(f"{setting}: {pattern!r} matches no file (working directory: {Path.cwd()})")
         paths.update(found)
     return sorted(paths)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"data.files: {path} cannot be read: {error.strerror}") from error
-
-
-def read_text(path: Path) -> str:
-    """A file's UTF-8 text. Raises ConfigError."""
-    content = _read_bytes(path)
-    try:
-        return content.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: not valid UTF-8 at byte {error.start} (0x{content[error.start]:02x}); "
-            f"convert it first, such as: iconv -f LATIN1 -t UTF-8 {path.name}"
-        ) from error
 
 
 def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
@@ -146,68 +117,3 @@ def text_member(record: dict[str, Any], field: str, place: str, setting: str) ->
     except UnicodeEncodeError as error:
         raise ConfigError(f"{place}: {field!r} holds a lone surrogate at character {error.start}") from error
     return text
-
-
-def _read_npy(path: Path) -> Series:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"{path}: not a readable .npy file of numbers: {error}") from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.ndim not in (1, 2):
-        raise ConfigError(f"{path}: must hold real numbers [time, features], got {_array_kind(values)}")
-    return values.reshape(len(values), -1).astype(np.float32)
-
-
-def _array_kind(values: object) -> str:
-    return f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "an archive"
-
-
-def _read_csv(path: Path, columns: Sequence[str] | None) -> Series:
-    rows = [
-        (number, row)
-        for number, row in enumerate(csv.reader(read_text(path).splitlines()), start=1)
-        if any(cell.strip() for cell in row)
-    ]
-    if not rows:
-        raise ConfigError(f"{path}: holds no rows")
-    header = None if _is_numeric(rows[0][1]) else [cell.strip() for cell in rows[0][1]]
-    chosen = _choose_columns(path, header, columns)
-    rows = rows[1:] if header else rows
-    if not rows:
-        raise ConfigError(f"{path}: holds no rows below its header")
-    width = len(header or rows[0][1])
-    values = [_parse_row(row, width, chosen, f"{path}, line {number}") for number, row in rows]
-    return np.array(values, np.float32)
-
-
-def _is_numeric(row: Sequence[str]) -> bool:
-    try:
-        [float(cell) for cell in row]
-    except ValueError:
-        return False
-    return True
-
-
-def _choose_columns(path: Path, header: list[str] | None, columns: Sequence[str] | None) -> list[int] | None:
-    if columns is None:
-        return None
-    missing = [column for column in columns if column not in (header or [])]
-    if missing:
-        known = ", ".join(header) if header else "none, its first line holds numbers"
-        raise ConfigError(f"data.columns: {path} has no column {missing[0]!r} (columns: {known})")
-    return [header.index(column) for column in columns] if header else None
-
-
-def _parse_row(row: Sequence[str], width: int, chosen: list[int] | None, place: str) -> list[float]:
-    if len(row) != width:
-        raise ConfigError(f"{place}: has {len(row)} cells, expected {width}")
-    cells = [row[index] for index in chosen] if chosen is not None else row
-    values = []
-    for cell in cells:
-        try:
-            values.append(float(cell))
-        except ValueError as error:
-            raise ConfigError(f"{place}: {cell!r} is not a number; choose numeric columns with data.columns") from error
-    if not all(math.isfinite(value) for value in values):
-        raise ConfigError(f"{place}: only finite numbers can be trained on, got {', '.join(cells)}")
-    return values

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from statewise_training.files import atomic_file
+from statewise.files import atomic_file
 
 _MOST_NUMBERS = 20
 """Labels up to which each cell has its number."""

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from statewise_training.files import atomic_file, write_atomically
+from statewise.files import atomic_file, write_atomically
 
 Row = dict[str, float]
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from statewise_training.files import atomic_file, write_atomically
+from statewise.files import atomic_file, write_atomically
 from statewise_training.plots import copy_task
 
 _COLORS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:brown")

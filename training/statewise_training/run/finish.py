@@ -13,6 +13,7 @@ from torch import nn
 
 from statewise.bundles.manifest import SpecialTokens
 from statewise.errors import ConfigError
+from statewise.files import write_atomically
 from statewise.plugins import PluginConfig
 from statewise_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from statewise_training.checkpoints.held_out import MAX_ITEMS, Items, Pair
@@ -20,7 +21,6 @@ from statewise_training.checkpoints.weights import load_weights
 from statewise_training.config import TrainConfig
 from statewise_training.data.dataset import Dataset
 from statewise_training.data.pairs.batches import Pairs
-from statewise_training.files import write_atomically
 from statewise_training.plots.confusions import plot_confusion
 from statewise_training.plots.curves import collect, plot, write_csv
 from statewise_training.run.evaluation import Summary, measure

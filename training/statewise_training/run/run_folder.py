@@ -15,10 +15,10 @@ import torch
 import yaml
 
 from statewise.errors import ConfigError
+from statewise.files import write_atomically
 from statewise_training.checkpoints.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from statewise_training.config import TrainConfig
 from statewise_training.config_file import load_config
-from statewise_training.files import write_atomically
 
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps", "trainer.early_stopping_patience"}
 """Settings that may change when a run is gone on with."""

@@ -14,9 +14,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from statewise.errors import ConfigError
+from statewise.files import atomic_file
 from statewise_training.config import TrainerConfig
 from statewise_training.data.chunks import Chunks, Rounds, TrainingStream
-from statewise_training.files import atomic_file
 
 DEFAULT_EPOCHS = 10
 

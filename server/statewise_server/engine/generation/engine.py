@@ -136,6 +136,7 @@ class Engine:
         UnavailableError where the engine is stopping.
         """
         self.limits.check(request, self.manifest.model, has_tokenizer=self.tokenizer is not None)
+        self._runner.sampler.check(request.sampling)
         stream = Stream(request, channel)
         sequence = sequence_of(stream, self.tokenizer)
         self.memory.check_beams(sequence.num_rows, sequence.num_positions)

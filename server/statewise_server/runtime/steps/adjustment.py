@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +16,23 @@ from statewise.rules.sampling import SamplingParams
 class Adjustment:
     """Tokens of one row whose logits a bias or a penalty changes."""
 
-    ids: NDArray[np.int64]
+    tokens: NDArray[np.int64]
     """`[entry]`, each token once; at least one."""
-    values: NDArray[np.float32]
-    """`[entry, 3]`: logit bias, 1 where seen in prompt or output, times in the output."""
+    logit_bias: NDArray[np.float32]
+    """`[entry]`."""
+    seen: NDArray[np.bool_]
+    """`[entry]`: whether the token occurs in the prompt or the output."""
+    output_counts: NDArray[np.float32]
+    """`[entry]`: how often the token occurs in the output."""
+
+    @property
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        """The arrays, tokens first."""
+        return self.tokens, self.logit_bias, self.seen, self.output_counts
 
 
 class LogitAdjuster:
-    """Keeps count of a sequence's tokens for the penalties that ask for it."""
+    """Counts a sequence's tokens, where a penalty reads the counts."""
 
     def __init__(self, params: SamplingParams, prompt: Iterable[int]) -> None:
         self._params = params
@@ -40,10 +50,14 @@ class LogitAdjuster:
                 self._counts[token] = self._counts.get(token, 0) + 1
 
     def adjustment(self) -> Adjustment | None:
-        """What applies to the next token, None where nothing does."""
+        """The adjustment of the next token's logits, None where there is none."""
         counts, bias = self._counts, self._params.logit_bias
         tokens = list(counts.keys() | bias.keys())
         if not tokens:
             return None
-        values = [(bias.get(token, 0.0), token in counts, counts.get(token, 0)) for token in tokens]
-        return Adjustment(np.array(tokens, np.int64), np.array(values, np.float32))
+        return Adjustment(
+            np.array(tokens, np.int64),
+            np.array([bias.get(token, 0.0) for token in tokens], np.float32),
+            np.array([token in counts for token in tokens], np.bool_),
+            np.array([counts.get(token, 0) for token in tokens], np.float32),
+        )

@@ -29,6 +29,7 @@ class BoundRun:
         self._session = session
         self._wanted = wanted
         self._keeps = keeps
+        self._declared = frozenset(value.name for value in session.get_inputs())
         self._inputs: dict[str, Array] = {}
         """ONNX Runtime does not hold these arrays: they must outlive the run."""
         self._results: list[onnxruntime.OrtValue] = []
@@ -38,9 +39,13 @@ class BoundRun:
     def run(
         self, inputs: Mapping[str, Array], sizes: tuple[int, ...], options: onnxruntime.RunOptions | None = None
     ) -> list[Array]:
-        """The wanted results; `sizes` are all numbers on which their shapes depend beside the rows that are bound."""
+        """Run on those of the inputs that the graph declares, and return the wanted results.
+
+        sizes: all numbers on which the results' shapes depend, beside the rows that are bound.
+        """
         for name, value in inputs.items():
-            self._set(name, np.asarray(value))
+            if name in self._declared:
+                self._set(name, np.asarray(value))
         if sizes != self._sizes or not self._keeps:
             self._bind_results()
             self._sizes = sizes

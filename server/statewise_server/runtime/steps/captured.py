@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statewise.errors import BundleError
+from statewise.model.graph_io import ITEMS, LENGTHS, OUTPUT, STEP_OUTPUT
+from statewise.model.sampling_inputs import NUM_TOP
 from statewise.model.spec import ModelSpec, TokenInput
 from statewise_server.runtime.ort.onnx import onnxruntime
 from statewise_server.runtime.ort.sessions import create_session, first_line
@@ -144,13 +146,12 @@ class SplitStep:
     def run(self, pool: StatePool, rows: slice, inputs: dict[str, Array], wanted: list[str]) -> list[Array]:
         """Run both graphs over some rows; `inputs` are those of both."""
         places = self._places_for(pool)
-        sampling = {name: value for name, value in inputs.items() if name not in ("items", "lengths")}
-        items, lengths = inputs["items"], inputs["lengths"]
+        items, lengths = inputs[ITEMS], inputs[LENGTHS]
         if rows.start == 0 and items.shape[1] == 1 and (lengths == 1).all():
             self._decode(places, items)
         else:
-            self._bound(places, rows).run({"items": items, "lengths": lengths}, (), _options(NOT_CAPTURED))
-        return self._chosen(places, slice(0, len(items)), sampling, wanted)
+            self._bound(places, rows).run(inputs, (), _options(NOT_CAPTURED))
+        return self._chosen(places, slice(0, len(items)), inputs, wanted)
 
     def warm_up(self, pool: StatePool) -> None:
         """Have a graph captured and launched, so that what fails in it is seen now; nothing is committed."""
@@ -191,25 +192,25 @@ class SplitStep:
 
         def make() -> BoundRun:
             bound = bound_to(pool, self._model, {"": rows}, [])
-            bind(bound.binding.bind_output, "output", pool.memory.view(places.output, first))
+            bind(bound.binding.bind_output, OUTPUT, pool.memory.view(places.output, first))
             if has_fixed_inputs:
-                bind(bound.binding.bind_input, "items", pool.memory.view(places.items, first))
-                bind(bound.binding.bind_input, "lengths", pool.memory.view(places.lengths, first))
+                bind(bound.binding.bind_input, ITEMS, pool.memory.view(places.items, first))
+                bind(bound.binding.bind_input, LENGTHS, pool.memory.view(places.lengths, first))
             return bound
 
         key = (self._model, has_fixed_inputs, pool.is_swapped, rows.start, rows.stop)
         return self._runs.kept(pool, key, make)
 
-    def _chosen(self, places: _Places, rows: slice, sampling: dict[str, Array], wanted: list[str]) -> list[Array]:
+    def _chosen(self, places: _Places, rows: slice, inputs: dict[str, Array], wanted: list[str]) -> list[Array]:
         pool = places.pool
 
         def make() -> BoundRun:
             bound = BoundRun(self._choose, wanted, keeps=pool.memory is HOST)
-            bind(bound.binding.bind_input, "step.output", pool.memory.view(places.output, rows))
+            bind(bound.binding.bind_input, STEP_OUTPUT, pool.memory.view(places.output, rows))
             return bound
 
         bound = self._runs.kept(pool, (self._choose, len(wanted), rows.stop), make)
-        return bound.run(sampling, (int(sampling.get("sampling.num_top", 0)),))
+        return bound.run(inputs, (int(inputs.get(NUM_TOP, 0)),))
 
     def _places_for(self, pool: StatePool) -> _Places:
         """The places beside the pool's state, other ones after each resize."""

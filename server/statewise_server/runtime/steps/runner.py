@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statewise.bundles.reader import Bundle
+from statewise.model.graph_io import CHUNK, ITEMS, LENGTHS, OUTPUT, SOURCE, SOURCE_LENGTHS, STEPS, state_output
 from statewise.model.spec import InputSpec, ModelSpec, TokenInput
 from statewise_server.runtime.one_shot import bucket_of, pad_rows
 from statewise_server.runtime.ort.cores import num_threads
@@ -68,7 +69,8 @@ class Runner:
         capacity = (spec.max_positions or 0) if capacity is None else capacity
         # What takes ragged rows masks what lies behind each row's end; the other kind does not read it.
         self.pool = StatePool(spec.sized_state, max_rows, capacity, memory, reads_ahead=ragged_prefill)
-        self.sampler = SamplerTable(max_rows, spec.head)
+        choosing = [choose or step, *(session for session in (decode, mixed) if session is not None)]
+        self.sampler = SamplerTable(max_rows, spec.head, _declared_by_all(choosing))
         self._step = step
         self._decode = decode
         self._mixed = mixed
@@ -163,10 +165,10 @@ class Runner:
     def _run_encode(self, rows: slice, source: Array, lengths: NDArray[np.int64]) -> None:
         assert self._encode is not None
         binding = self._encode.io_binding()
-        bind(binding.bind_input, "source", host_view(source))
-        bind(binding.bind_input, "source_lengths", host_view(lengths))
+        bind(binding.bind_input, SOURCE, host_view(source))
+        bind(binding.bind_input, SOURCE_LENGTHS, host_view(lengths))
         for name, buffer in self.pool.first_state.items():
-            bind(binding.bind_output, f"new_state.{name}", self.pool.memory.view(buffer, rows))
+            bind(binding.bind_output, state_output(name), self.pool.memory.view(buffer, rows))
         self._encode.run_with_iobinding(binding)
 
     def step(
@@ -189,7 +191,7 @@ class Runner:
         if (lengths != 1).any() and not self._takes_together(rows, items.shape[1]):
             results = self._step_one_by_one(rows, items, lengths, noise, wanted, num_rows)
         else:
-            inputs = {"items": items, "lengths": lengths, **self.sampler.inputs(rows, noise)}
+            inputs = {ITEMS: items, LENGTHS: lengths, **self.sampler.inputs(rows, noise)}
             results = self._run_step(rows, inputs, wanted)
             self.pool.commit(rows, num_rows, lengths)
         return _one_step(results, with_outputs=with_outputs)
@@ -218,7 +220,7 @@ class Runner:
         for index, length in enumerate(lengths.tolist()):
             one = slice(index, index + 1)
             row = slice(rows.start + index, rows.start + index + 1)
-            inputs = {"items": items[one, :length], "lengths": lengths[one]}
+            inputs = {ITEMS: items[one, :length], LENGTHS: lengths[one]}
             inputs |= {name: value[one] if np.ndim(value) else value for name, value in sampling.items()}
             results.append(self._run_step(row, inputs, wanted) if length else None)
             if length:
@@ -236,7 +238,7 @@ class Runner:
         num_steps = noise.shape[1]
         if self._decode is None or num_steps == 1:
             return self.step(rows, items, np.ones(num_decoding, np.int64), noise, num_rows=num_rows)
-        inputs = {"items": items, "steps": np.array(num_steps), **self.sampler.inputs(rows, noise)}
+        inputs = {ITEMS: items, STEPS: np.array(num_steps), **self.sampler.inputs(rows, noise)}
         results = self._runs.run(self.pool, self._decode, {"": rows}, inputs, self._wanted())
         self.pool.commit(rows, num_rows, num_steps)
         return StepResult(*results)
@@ -259,8 +261,8 @@ class Runner:
         """
         assert self._mixed is not None
         rows = slice(0, num_decoding + 1)
-        inputs = {"items": items, "chunk.items": chunk, **self.sampler.inputs(rows, noise)}
-        parts = {"": slice(0, num_decoding), "chunk.": slice(num_decoding, num_decoding + 1)}
+        inputs = {ITEMS: items, CHUNK + ITEMS: chunk, **self.sampler.inputs(rows, noise)}
+        parts = {"": slice(0, num_decoding), CHUNK: slice(num_decoding, num_decoding + 1)}
         results = self._runs.run(self.pool, self._mixed, parts, inputs, self._wanted(with_outputs=with_outputs))
         self.pool.commit(rows, num_rows, np.array([1] * num_decoding + [chunk.shape[1]]))
         return _one_step(results, with_outputs=with_outputs)
@@ -284,7 +286,12 @@ class Runner:
         return self._runs.run(self.pool, self._step, {"": rows}, inputs, wanted)
 
     def _wanted(self, *, with_outputs: bool = False) -> list[str]:
-        return [*self.sampler.results, "output"] if with_outputs else [*self.sampler.results]
+        return [*self.sampler.results, OUTPUT] if with_outputs else [*self.sampler.results]
+
+
+def _declared_by_all(sessions: Iterable[onnxruntime.InferenceSession]) -> set[str]:
+    """Names of the inputs that all of these graphs have."""
+    return set.intersection(*({value.name for value in session.get_inputs()} for session in sessions))
 
 
 def _zeros(reads: InputSpec) -> Array:

@@ -7,6 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from statewise.model.graph_io import STEPS, state_input, state_output
+from statewise.model.sampling_inputs import NUM_TOP
 from statewise_server.runtime.ort.onnx import onnxruntime
 from statewise_server.runtime.state.memory import HOST, bind
 from statewise_server.runtime.state.pool import StatePool
@@ -37,7 +39,7 @@ class StateRuns:
         places = ((prefix, rows.start, rows.stop) for prefix, rows in parts.items())
         key = (session, len(wanted), pool.is_swapped, *places)
         bound = self.kept(pool, key, lambda: bound_to(pool, session, parts, wanted))
-        return bound.run(inputs, (int(inputs.get("steps", 1)), int(inputs.get("sampling.num_top", 0))))
+        return bound.run(inputs, (int(inputs.get(STEPS, 1)), int(inputs.get(NUM_TOP, 0))))
 
     def kept(self, pool: StatePool, key: Hashable, make: Callable[[], BoundRun]) -> BoundRun:
         """The binding of this key, made where there is none since the pool's last resize."""
@@ -57,7 +59,7 @@ def bound_to(
     for spec in pool.specs:
         current, new = pool.buffers(spec.name)
         for prefix, rows in parts.items():
-            bind(bound.binding.bind_input, f"{prefix}state.{spec.name}", pool.memory.view(current, rows))
+            bind(bound.binding.bind_input, state_input(spec.name, prefix), pool.memory.view(current, rows))
             if new is not None:
-                bind(bound.binding.bind_output, f"{prefix}new_state.{spec.name}", pool.memory.view(new, rows))
+                bind(bound.binding.bind_output, state_output(spec.name, prefix), pool.memory.view(new, rows))
     return bound

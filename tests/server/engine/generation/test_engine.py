@@ -123,7 +123,7 @@ def test_a_bounded_model_takes_what_fits_its_positions(engine_of: EngineOf) -> N
     engine = engine_of("transformer", max_rows=2)
     prompt = np.arange(2, 102)
 
-    with pytest.raises(InvalidRequestError, match="302 after 100 items .* 400 positions; at most 301 fit"):
+    with pytest.raises(InvalidRequestError, match=r"302 after 100 items .* 400 positions; at most 301 fit"):
         engine.submit(GenerationRequest(prompt, GREEDY, 302), QueueChannel())
 
     assert (engine.limits.tokens_after(399), engine.limits.tokens_after(400)) == (2, 1)

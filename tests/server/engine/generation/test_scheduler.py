@@ -50,7 +50,7 @@ def check(scheduler: Scheduler, runner: Runner) -> None:
     for row, running in enumerate(scheduler.running):
         number = running.request.sampling.seed
         assert running.row == row
-        assert runner.sampler.top_k[row] == number
+        assert runner.sampler.rules["sampling.top_k"][row] == number
         assert all((buffer[row] == number).all() for buffer in runner.pool.current.values())
         assert (running.num_prompt_left == 0) == (row < scheduler.num_decoding)
 

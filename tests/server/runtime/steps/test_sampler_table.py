@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statewise.model.spec import CategoricalHead
+from statewise.model.graph_io import choice_inputs
+from statewise.model.spec import CategoricalHead, HeadSpec, MixtureHead, ValueHead
 from statewise.rules.sampling import SamplingParams, adjust_logits
 from statewise_server.runtime.steps.adjustment import LogitAdjuster
 from statewise_server.runtime.steps.sampler_table import SamplerTable
@@ -25,22 +26,65 @@ FULL = SamplingParams(
 )
 
 
-def test_parameters_lie_in_the_order_of_the_graph() -> None:
-    """Temperature, top_p, min_p, repetition, presence, frequency; top_k and num_top beside them."""
+RULES = {
+    "sampling.temperature": 0.5,
+    "sampling.top_k": 7,
+    "sampling.top_p": 0.75,
+    "sampling.min_p": 0.25,
+    "sampling.repetition_penalty": 1.5,
+    "sampling.presence_penalty": 0.125,
+    "sampling.frequency_penalty": -0.5,
+}
+
+
+def rules_of(table: SamplerTable, row: int) -> dict[str, float]:
+    """Return the row's number for every rule, by the name of its graph input."""
+    return {name: values[row] for name, values in table.rules.items()}
+
+
+def adjusted_tokens(table: SamplerTable, row: int) -> list[int]:
+    """Return the tokens of the row that a bias or a penalty changes."""
+    inputs = table.inputs(slice(row, row + 1), table.no_noise(1, 1))
+    tokens: list[int] = inputs["sampling.adjusted_tokens"][0].tolist()
+    return tokens
+
+
+def test_each_rule_is_an_input_of_its_own() -> None:
+    """A graph reads each rule by its name, one number per row, and how many top tokens any row asks for."""
     table = SamplerTable(2, HEAD)
 
     table.set(1, FULL, num_top=3)
+    inputs = table.inputs(slice(0, 2), table.no_noise(2, 1))
 
-    assert table.parameters[1].tolist() == [0.5, 0.75, 0.25, 1.5, 0.125, -0.5]
-    assert (table.top_k[1], table.num_top[1]) == (7, 3)
+    assert {name: inputs[name][1] for name in RULES} == RULES
+    assert inputs["sampling.num_top"] == 3
+
+
+def test_the_inputs_are_those_of_the_contract() -> None:
+    """Names, types and numbers of dimensions are what export gives the graphs of each kind of head."""
+    heads: list[HeadSpec] = [HEAD, MixtureHead(features=2, components=3), ValueHead(features=2)]
+    for head in heads:
+        table = SamplerTable(2, head)
+        inputs = table.inputs(slice(0, 2), table.no_noise(2, 1))
+
+        actual = {name: (np.asarray(value).dtype.name, np.ndim(value)) for name, value in inputs.items()}
+        assert actual == {each.name: (each.dtype, len(each.shape)) for each in choice_inputs(head, "row")}
 
 
 def test_an_unused_row_is_greedy_and_asks_for_nothing() -> None:
     """A row that nobody has set costs no sampling and no log-probabilities."""
     table = SamplerTable(1, HEAD)
 
-    assert table.parameters[0, 0] == 0.0
+    assert table.rules["sampling.temperature"][0] == 0.0
     assert table.num_top[0] == -1
+
+
+def test_values_are_predicted_without_noise() -> None:
+    """Where the head draws nothing no numbers are drawn for it, whatever the temperature."""
+    table = SamplerTable(1, ValueHead(features=2))
+    table.set(0, SamplingParams(temperature=1.0, seed=3))
+
+    assert not table.noise(slice(0, 1), [0], 4).any()
 
 
 def test_a_row_set_anew_forgets_its_predecessor() -> None:
@@ -50,7 +94,7 @@ def test_a_row_set_anew_forgets_its_predecessor() -> None:
 
     table.set(0, SamplingParams())
 
-    assert table.adjustment_arrays(slice(0, 1))[0].shape == (1, 0)
+    assert adjusted_tokens(table, 0) == []
 
 
 def test_copied_and_saved_rows_are_independent() -> None:
@@ -65,9 +109,9 @@ def test_copied_and_saved_rows_are_independent() -> None:
     table.load_row(2, saved)
 
     for row in (1, 2):
-        assert table.parameters[row].tolist() == [0.5, 0.75, 0.25, 1.5, 0.125, -0.5]
-        assert (table.top_k[row], table.num_top[row]) == (7, 2)
-        assert table.adjustment_arrays(slice(row, row + 1))[0].tolist() == [[4]]
+        assert rules_of(table, row) == RULES
+        assert table.num_top[row] == 2
+        assert adjusted_tokens(table, row) == [4]
 
 
 @pytest.mark.parametrize("prompt", [(), (3, 3, 5)])
@@ -78,7 +122,8 @@ def test_an_adjustment_lists_each_token_once(prompt: tuple[int, ...]) -> None:
 
     adjustment = adjuster.adjustment()
     assert adjustment is not None
-    entries = dict(zip(adjustment.ids.tolist(), adjustment.values.tolist(), strict=True))
+    values = zip(adjustment.logit_bias, adjustment.seen, adjustment.output_counts, strict=True)
+    entries = {int(token): list(value) for token, value in zip(adjustment.tokens, values, strict=True)}
 
     assert entries == ({3: [0, 1, 0]} if prompt else {}) | {5: [-2, 1, 2], 8: [1, 0, 0], 9: [0, 1, 1]}
 
@@ -117,12 +162,16 @@ def test_ragged_adjustments_are_padded_harmlessly(rows: list[tuple[SamplingParam
         table.adjustments[row] = adjuster.adjustment()
     logits = np.linspace(-3, 3, 12, dtype=np.float32)
 
-    ids, values = table.adjustment_arrays(slice(0, len(rows)))
+    inputs = table.inputs(slice(0, len(rows)), table.no_noise(len(rows), 1))
+    names = ("adjusted_tokens", "logit_bias", "seen", "output_counts")
+    entries = zip(*(inputs[f"sampling.{name}"] for name in names), strict=True)
 
-    for row, (params, prompt, output) in enumerate(rows):
+    for row, ((params, prompt, output), columns) in enumerate(zip(rows, entries, strict=True)):
         adjusted = logits.copy()
-        _, _, _, repetition, presence, frequency = table.parameters[row]
-        for token, (bias, seen, repeats) in zip(ids[row], values[row], strict=True):
+        repetition, presence, frequency = (
+            table.rules[f"sampling.{name}_penalty"][row] for name in ("repetition", "presence", "frequency")
+        )
+        for token, bias, seen, repeats in zip(*columns, strict=True):
             if table.adjustments[row] is not None:
                 value = logits[token] + bias
                 value = (value / repetition if value > 0 else value * repetition) if seen else value

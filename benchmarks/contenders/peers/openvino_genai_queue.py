@@ -8,7 +8,7 @@ import time
 import openvino
 import openvino_genai
 
-from benchmarks.process import Subject, answer
+from benchmarks.contenders.process import Subject, answer
 from benchmarks.workloads import Workload
 
 NUM_THREADS = 2

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.contenders.process import Contender, ContenderError
 from benchmarks.models import hugging_face_folder, vocabulary_size
-from benchmarks.process import Contender, ContenderError
 from statewise.bundles.reader import Bundle
 
-ENVIRONMENT = Path(__file__).parent.parent / ".peers"
+ENVIRONMENT = Path(__file__).parents[2] / ".peers"
 PYTHON = ENVIRONMENT / "bin" / "python"
 
 Command = Callable[[Path, Path], list[str]]
@@ -75,7 +75,7 @@ def peer_contender(peer: Peer, bundle: Bundle) -> Contender:
     if not output.is_dir():
         _convert(CONVERSIONS[peer.model], source, output, vocabulary_size(bundle))
     arguments = (str(output), str(vocabulary_size(bundle)), peer.precision)
-    return Contender(peer.name, f"benchmarks.peers.{peer.module}", arguments, python=str(PYTHON))
+    return Contender(peer.name, f"benchmarks.contenders.peers.{peer.module}", arguments, python=str(PYTHON))
 
 
 def _convert(command: Command, source: Path, output: Path, num_tokens: int) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.contenders.process import Subject, answer
 from benchmarks.models import vocabulary_size
-from benchmarks.process import Subject, answer
 from benchmarks.workloads import Workload
 from statewise import AsyncClient
 from statewise.bundles.reader import open_bundle

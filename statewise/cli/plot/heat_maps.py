@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise_training.files import atomic_file
+from statewise.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise.cli.demos.summary import new_figure
+from statewise.cli.plot.figure import new_figure
 from statewise.client.values import Forecast
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.image import imread
 
-from statewise_training.plots.inspection import DPI, MAX_SIDE, draw_attention, draw_gates, visible
+from statewise.cli.plot.heat_maps import DPI, MAX_SIDE, draw_attention, draw_gates, visible
 
 
 def attention(num_heads: int, num_items: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import time
 
 import ctranslate2
 
-from benchmarks.process import Subject, answer
+from benchmarks.contenders.process import Subject, answer
 from benchmarks.workloads import Workload
 
 NUM_THREADS = 2
@@ -24,7 +24,7 @@ class Batches(Subject):
 
     def measure(self, workload: Workload) -> float:
         """Seconds for all batches, one after the other."""
-        # Tokens are named, not numbered: `t17` (benchmarks.peers.roster.word).
+        # Tokens are named, not numbered: `t17` (benchmarks.contenders.peers.roster.word).
         prompts = [[f"t{token}" for token in prompt] for prompt in workload.prompts(self._vocabulary_size)]
         started = time.perf_counter()
         for first in range(0, len(prompts), workload.max_running):

@@ -103,7 +103,9 @@ def test_the_program_lists_the_group_by_its_name(capsys) -> None:
 
 def test_help_needs_no_torch() -> None:
     """The command is imported without what takes seconds, so that help and mistakes come at once."""
-    script = "import sys, statewise_training.cli.plot; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
+    script = (
+        "import sys, statewise_training.cli.gradients; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
+    )
 
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 

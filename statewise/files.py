@@ -1,4 +1,4 @@
-"""Writing files so that no reader, and no later run, ever sees half of one."""
+"""Files: writing them so that no reader, and no later run, ever sees half of one; reading text."""
 
 from __future__ import annotations
 
@@ -33,8 +33,22 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def read_text(path: Path) -> str:
+    """A file's UTF-8 text. Raises ConfigError."""
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8").removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not valid UTF-8 at byte {error.start} (0x{content[error.start]:02x}); "
+            f"convert it first, such as: iconv -f LATIN1 -t UTF-8 {path.name}"
+        ) from error
+
+
 def check_picture_path(output: Path, *beside: Path) -> None:
-    """Refuse a path at which no PNG can be written, or no file `beside` it: before the work, not after it.
+    """Refuse a path at which no PNG can be written, or no file `beside` it, before the work begins.
 
     Raises ConfigError.
     """
@@ -52,6 +66,8 @@ def check_picture_path(output: Path, *beside: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # where a folder cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

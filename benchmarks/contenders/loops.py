@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.contenders.process import Subject, answer
 from benchmarks.models import vocabulary_size
-from benchmarks.process import Subject, answer
 from benchmarks.workloads import Workload
 from statewise.bundles.reader import Bundle, open_bundle
+from statewise.model.graph_io import ITEMS, LENGTHS, NEXT_ITEMS, STEPS, state_input, state_output
 from statewise_server.runtime.ort.sessions import create_session
+from statewise_server.runtime.steps.sampler_table import SamplerTable
 
 Array = NDArray[Any]
 
@@ -37,11 +39,11 @@ class StepLoop(Subject):
     def measure(self, workload: Workload) -> float:
         """Seconds for all prompts, one after the other, and then all rows together, token by token."""
         prompts = np.stack(workload.prompts(vocabulary_size(self._bundle)))
-        sampling = greedy_inputs(len(prompts))
+        sampling = greedy_inputs(self._bundle, len(prompts))
         current, new = _zero_state(self._bundle, len(prompts)), _zero_state(self._bundle, len(prompts))
         new |= {name: current[name] for name in _caches(self._bundle)}
         items, chosen = np.zeros((len(prompts), 1), np.int64), np.zeros(len(prompts), np.int64)
-        fixed = sampling | {"items": items, "lengths": np.ones(len(prompts), np.int64)}
+        fixed = sampling | {ITEMS: items, LENGTHS: np.ones(len(prompts), np.int64)}
         everyone = slice(0, len(prompts))
         turns = [self._bind(fixed, everyone, *states, chosen) for states in ((current, new), (new, current))]
         # GroupQueryAttention takes several items of one row only.
@@ -49,7 +51,7 @@ class StepLoop(Subject):
         started = time.perf_counter()
         for rows in separate:
             inputs = {name: value[rows] if value.ndim else value for name, value in sampling.items()}
-            inputs |= {"items": prompts[rows], "lengths": np.full(len(prompts[rows]), prompts.shape[1])}
+            inputs |= {ITEMS: prompts[rows], LENGTHS: np.full(len(prompts[rows]), prompts.shape[1])}
             self._session.run_with_iobinding(self._bind(inputs, rows, current, new, chosen))
         for step in range(1, workload.output_lengths[0]):
             items[:, 0] = chosen
@@ -63,9 +65,9 @@ class StepLoop(Subject):
         for name, value in inputs.items():
             _bind(binding.bind_input, name, value)
         for name in current:
-            _bind(binding.bind_input, f"state.{name}", current[name][rows])
-            _bind(binding.bind_output, f"new_state.{name}", new[name][rows])
-        _bind(binding.bind_output, "next_items", chosen[rows])
+            _bind(binding.bind_input, state_input(name), current[name][rows])
+            _bind(binding.bind_output, state_output(name), new[name][rows])
+        _bind(binding.bind_output, NEXT_ITEMS, chosen[rows])
         return binding
 
 
@@ -83,14 +85,14 @@ class DecodeLoop(Subject):
     def measure(self, workload: Workload) -> float:
         """Seconds for all rows together."""
         prompts = workload.prompts(vocabulary_size(self._bundle))
-        feeds = greedy_inputs(len(prompts)) | {"items": np.stack(prompts), "steps": np.array(self.STEPS)}
-        feeds["sampling.uniforms"] = np.zeros((len(prompts), self.STEPS), np.float32)
-        state = {f"state.{name}": value for name, value in _zero_state(self._bundle, len(prompts)).items()}
-        names = ["next_items", *(f"new_{name}" for name in state)]
+        feeds = greedy_inputs(self._bundle, len(prompts), self.STEPS)
+        feeds |= {ITEMS: np.stack(prompts), STEPS: np.array(self.STEPS)}
+        state = {state_input(name): value for name, value in _zero_state(self._bundle, len(prompts)).items()}
+        names = [NEXT_ITEMS, *(state_output(spec.name) for spec in self._bundle.manifest.model.state)]
         started = time.perf_counter()
         for _ in range(-(-workload.output_lengths[0] // self.STEPS)):
             chosen, *new = self._session.run(names, feeds | state)
-            feeds["items"] = chosen[-1][:, None]
+            feeds[ITEMS] = chosen[-1][:, None]
             state = dict(zip(state, new, strict=True))
         return time.perf_counter() - started
 
@@ -143,16 +145,11 @@ class WeightsRead(Subject):
         return time.perf_counter() - started
 
 
-def greedy_inputs(num_rows: int) -> dict[str, Array]:
-    """The sampler's inputs for greedy rows."""
-    return {
-        "sampling.parameters": np.tile(np.array([0, 1, 0, 1, 0, 0], np.float32), (num_rows, 1)),
-        "sampling.top_k": np.zeros(num_rows, np.int64),
-        "sampling.adjust_ids": np.zeros((num_rows, 0), np.int64),
-        "sampling.adjust_values": np.zeros((num_rows, 0, 3), np.float32),
-        "sampling.num_top": np.array(-1),
-        "sampling.uniforms": np.zeros((num_rows, 1), np.float32),
-    }
+def greedy_inputs(bundle: Bundle, num_rows: int, num_steps: int = 1) -> dict[str, Array]:
+    """The inputs of the choice for greedy rows."""
+    table = SamplerTable(num_rows, bundle.manifest.model.head)
+    inputs = table.inputs(slice(0, num_rows), table.no_noise(num_rows, num_steps))
+    return {name: np.asarray(value) for name, value in inputs.items()}
 
 
 def _zero_state(bundle: Bundle, num_rows: int) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""`statewise forecast`: how a series in a file goes on, by a model of a running server."""
+"""`statewise forecast`: continues a series from a file with a model of a running server."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from statewise.cli.fan import LEVELS, draw_fan
 from statewise.cli.generate import Address
+from statewise.cli.plot.fan import LEVELS, draw_fan
 from statewise.client import DEFAULT_ADDRESS, Client, Forecast
 from statewise.errors import ConfigError
-from statewise_training.config import SeriesData
-from statewise_training.data.corpus import Series, read_series
+from statewise.extras import require
+from statewise.series import Series, read_series
 
 _SHOWN = 12
 """Items of a long forecast that are printed."""
@@ -25,7 +25,7 @@ _SHOWN = 12
 
 def forecast(
     model: Annotated[str, typer.Argument(help="Name of the model, as `statewise models` gives it.")],
-    file: Annotated[Path, typer.Option(help="The series so far: .csv or .npy, the oldest first.")],
+    file: Annotated[Path, typer.Option(help="The series so far: .csv, .npy or .npz, the oldest first.")],
     horizon: Annotated[int, typer.Option(help="Items to forecast.")],
     columns: Annotated[str | None, typer.Option(help='Columns of the .csv to read, as "high,low".')] = None,
     last: Annotated[int | None, typer.Option(min=1, help="Read the last N items only.")] = None,
@@ -38,7 +38,9 @@ def forecast(
 ) -> None:
     """Forecast a series with a mixture model of a running server."""
     names = [name.strip() for name in columns.split(",")] if columns else None
-    series = _read(file, names)[-last if last else 0 :]
+    if plot is not None:
+        require("plot")
+    series = read_series(file, names)[-last if last else 0 :]
     started = time.monotonic()
     with Client(address) as client:
         answer = client.forecast(
@@ -58,11 +60,6 @@ def forecast(
         f"seed {answer.seed}" + (f"; {plot}" if plot else ""),
         markup=False,
     )
-
-
-def _read(file: Path, names: list[str] | None) -> Series:
-    (series,) = read_series(SeriesData(kind="series", files=[str(file)], columns=names))
-    return series
 
 
 def _draw(history: Series, answer: Forecast, path: Path, names: list[str] | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.process import Contender, ContenderError, Running
+from benchmarks.contenders.process import Contender, ContenderError, Running
 from benchmarks.workloads import Workload
 
 SETTLE_SECONDS = 0.5

@@ -1,4 +1,4 @@
-"""`statewise plot`: pictures that explain models."""
+"""`statewise plot gradients`: gradients against distance in time, measured and drawn."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from statewise.errors import ConfigError
-from statewise_training.cli.inspection import attention, gates
-from statewise_training.files import check_picture_path
+from statewise.files import check_picture_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,19 +17,7 @@ if TYPE_CHECKING:
 
 MAX_DISTANCE = 1000
 
-plot = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
 
-
-@plot.callback()
-def _plot() -> None:
-    """Draw pictures that explain models."""
-
-
-plot.command()(attention)
-plot.command()(gates)
-
-
-@plot.command()
 def gradients(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="PNG to write; the numbers go beside it, as .json.")
