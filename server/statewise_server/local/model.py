@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from statewise.bundles.manifest import Manifest
@@ -191,7 +191,7 @@ class Model:
         return shape(results_of(many))
 
 
-def _chunks(engine: Engine, read: Callable[[], GenerationRequest]) -> Iterator[Any]:
+def _chunks(engine: Engine, read: Callable[[], GenerationRequest]) -> Generator[Chunk, None, None]:
     channel = QueueChannel()
     stream: Stream = engine.submit(read(), channel)
     progress = Progress(engine, stream)

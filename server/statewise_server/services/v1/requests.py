@@ -109,8 +109,10 @@ def generate_fields(request: pb.GenerateRequest) -> Iterator[None]:
 
     def kind_of(owner: str) -> str | None:
         if owner == "prompt":
-            return request.WhichOneof("prompt")
-        return request.source.WhichOneof("kind") if owner == "source" else None
+            kind: str | None = request.WhichOneof("prompt")
+        else:
+            kind = request.source.WhichOneof("kind") if owner == "source" else None
+        return kind
 
     with _renamed(lambda field: generate_field(field, kind_of)):
         yield
