@@ -10,11 +10,12 @@ StatewiseError
 ├── BundleError              a bundle that is damaged, incomplete or not certified
 ├── ConfigError              a configuration, data set or checkpoint that cannot be used
 ├── ParityError              the export does not compute what PyTorch computes
+├── DivergedError            a training run that has learnt nothing, or whose loss is no number
 ├── DataLossError            a model produced NaN or infinity for this request
 └── InternalError            a step failed; our fault, not the caller's
 
 `statewise/status.py` gives each its gRPC code, in one table; the clients read the same table backwards.
-On the command line ParityError exits with 1, every other error with 2.
+On the command line ParityError and DivergedError exit with 1, every other error with 2.
 """
 
 
@@ -66,6 +67,10 @@ class ConfigError(StatewiseError):
 
 class ParityError(StatewiseError):
     """The exported graph does not compute what the PyTorch model computes."""
+
+
+class DivergedError(StatewiseError):
+    """A training run that ends worse than a prediction that ignores the input, or whose loss is not finite."""
 
 
 class DataLossError(StatewiseError):

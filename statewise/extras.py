@@ -10,7 +10,7 @@ EXTRAS = {
         *("prometheus_client", "pydantic_settings", "yaml"),
     ),
     "plot": ("matplotlib",),
-    "train": ("filelock", "lightning", "onnxscript", "safetensors", "torch"),
+    "train": ("filelock", "lightning", "onnxscript", "safetensors", "torch", "torchmetrics"),
     "demos": ("babel", "sklearn", "vega_datasets"),
     "ray": ("ray",),
 }

@@ -65,7 +65,7 @@ class Batch(Protocol):
 
     @property
     def mask(self) -> torch.Tensor:
-        """Which items are real, bool `[row, time]`."""
+        """Which items count in the loss, bool `[row, time]`: the real ones but for special tokens around a text."""
 
     @property
     def lengths(self) -> torch.Tensor:

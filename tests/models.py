@@ -123,13 +123,13 @@ def draft_bundle(name: str, variant_name: str) -> Bundle:
     return draft_of(checkpoint_of(name), variant_name)
 
 
-def draft_of(checkpoint: Any, variant_name: str = "cpu-float32") -> Bundle:
-    """The graphs of one variant of a checkpoint, without a certificate."""
+def draft_of(checkpoint: Any, variant_name: str = "cpu-float32", tracer: Any = None) -> Bundle:
+    """The graphs of one variant of a checkpoint, without a certificate; `tracer` may have traced it before."""
     from statewise_export.passes.variants import VARIANTS
-    from statewise_export.pipeline import write_variant
+    from statewise_export.variant import Tracer, write_variant
 
     folder = Path(tempfile.mkdtemp())
-    variant = write_variant(variant_name, VARIANTS[variant_name], checkpoint, folder)
+    variant = write_variant(variant_name, VARIANTS[variant_name], tracer or Tracer(checkpoint), folder)
     tokenizer = checkpoint.tokenizer_file and Path(checkpoint.tokenizer_file).name
     if tokenizer:
         shutil.copyfile(checkpoint.folder / tokenizer, folder / tokenizer)

@@ -22,7 +22,7 @@ class Figures(Strict):
 
 
 class Tolerances(Figures):
-    """What counts as equal."""
+    """Errors up to which two outputs, or two tokens, count as equal."""
 
     absolute: float = Field(ge=0)
     relative: float = Field(ge=0)
@@ -35,7 +35,7 @@ class Tolerances(Figures):
 
 
 class OutputAgreement(Figures):
-    """How far the outputs lie from the reference's, over all cases."""
+    """Errors of the outputs against the reference's, over all cases."""
 
     max_absolute_error: float
     max_relative_error: float
@@ -43,7 +43,7 @@ class OutputAgreement(Figures):
 
 
 class TokenAgreement(Figures):
-    """How many tokens, or labels, are the reference's."""
+    """Number of tokens, or labels, that are the reference's."""
 
     compared: int = Field(ge=0)
     equal: int = Field(ge=0)
@@ -57,7 +57,7 @@ class TokenAgreement(Figures):
 
 
 class Limits(Figures):
-    """How far a variant of lower precision may lie from PyTorch in float32."""
+    """Limits on the divergence of a variant of lower precision from PyTorch in float32."""
 
     kl_divergence: float = Field(ge=0)
     """Nats per item, mean."""
@@ -160,6 +160,15 @@ class LabelDivergence(Figures):
 Divergence = TokenDivergence | DensityDivergence | ValueDivergence | LabelDivergence | AnswerDivergence
 
 
+class CheckResult(Figures):
+    """One check: what was held against what, and what came of it; one line of a report."""
+
+    name: str
+    passed: bool
+    figure: str
+    """The measured numbers beside their limits, or the first difference, for people."""
+
+
 class Case(Figures):
     """One shape of input that was run."""
 
@@ -179,7 +188,7 @@ class Case(Figures):
 
 
 class SequenceAgreement(Figures):
-    """How a graph that reads whole sequences agrees with the reference."""
+    """Agreement of a graph that reads whole sequences with the reference."""
 
     graph: Literal["predict", "score", "inspect"]
     tolerances: Tolerances
@@ -200,15 +209,15 @@ class SequenceAgreement(Figures):
 class Certificate(Figures):
     """`certificate.<variant>.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model: ModelName
     version: int = Field(ge=1)
     variant: str
     passed: bool
     reference: Literal["pytorch", "itself"] = "pytorch"
-    """What outputs and tokens were held against. Rounded to few bits, nothing equals PyTorch within a tolerance: such a
-    variant is held against itself, fed one item at a time and sampled by the rules in NumPy, and the tolerances say how
-    far its batches, chunks and graphs may lie apart; `divergence` says how far it lies from PyTorch."""
+    """Reference of outputs and tokens. Rounded to few bits, nothing equals PyTorch within a tolerance: such a variant
+    is compared with itself, fed one item at a time and sampled by the rules in NumPy; the tolerances bound how far its
+    batches, chunks and graphs may lie apart, and `divergence` is its distance from PyTorch."""
     tolerances: Tolerances
     """Of the graphs that carry state, as `outputs`; of `predict`, where the model has none."""
     outputs: OutputAgreement
@@ -227,6 +236,8 @@ class Certificate(Figures):
     divergence: Divergence | None = None
     """From PyTorch in float32; None where the outputs themselves were held against it."""
     limits: Limits | None = None
+    checks: tuple[CheckResult, ...] = Field(min_length=1)
+    """All that was checked, in order; the fields above hold the figures of some of it for programs."""
     cases: tuple[Case, ...] = Field(min_length=1)
     seeds: tuple[int, ...]
     libraries: dict[str, str]
@@ -238,6 +249,9 @@ class Certificate(Figures):
 
     @model_validator(mode="after")
     def _passed_means_all(self) -> Certificate:
+        missed = [check.name for check in self.checks if not check.passed]
+        if self.passed and missed:
+            raise ValueError(f"says passed, but missed {', '.join(missed)}")
         if self.passed and not all(case.passed for case in self.cases):
             raise ValueError("says passed, but a case of it did not")
         if self.passed and not all(agreement.passed for agreement in self.sequences):

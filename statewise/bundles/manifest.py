@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from statewise.model.spec import ModelSpec, Strict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _inside_bundle(name: str) -> str:
@@ -30,6 +30,21 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class Surround(Strict):
+    """Tokens around a text, as [CLS] and [SEP] of BERT."""
+
+    before: tuple[TokenId, ...] = ()
+    after: tuple[TokenId, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens on both sides."""
+        return len(self.before) + len(self.after)
+
+
 class SpecialTokens(Strict):
     """Ids with a meaning of their own; None where the vocabulary has no such token."""
 
@@ -37,12 +52,11 @@ class SpecialTokens(Strict):
     """Put before every prompt, so that an empty prompt has something to start from."""
     end: int | None = Field(default=None, ge=0)
     """Ends a generation with finish reason STOP."""
-    other_ends: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    other_ends: tuple[TokenId, ...] = ()
     """End it too, as the end of a turn does in models for chat."""
-    source_start: int | None = Field(default=None, ge=0)
-    """Put before a source that is given as text."""
-    source_end: int | None = Field(default=None, ge=0)
-    """Put behind a source that is given as text."""
+    surround: Surround | None = None
+    """Put around a text that an encoder reads: an input of Predict or Inspect, or the source of an encoder-decoder.
+    Token ids that a client sends are read as they are."""
 
     @property
     def ends(self) -> frozenset[int]:
@@ -98,7 +112,7 @@ class Variant(Strict):
 class Manifest(Strict):
     """`manifest.json`: everything the server must know of a bundle, and the hash of every other file."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: ModelName
     version: int = Field(ge=1)
     plugin: str

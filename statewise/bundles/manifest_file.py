@@ -79,6 +79,11 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 def _check_schema_version(content: dict[str, Any]) -> None:
     written = content.get("schema_version")
+    if isinstance(written, int) and 0 < written < SCHEMA_VERSION:
+        raise BundleError(
+            f"{MANIFEST_FILE}: schema version {written} is older than this release, {version('statewise')}, "
+            f"reads ({SCHEMA_VERSION}); export the model again"
+        )
     if isinstance(written, int) and written > SCHEMA_VERSION:
         made_with = content.get("created_with")
         release = made_with.get("statewise") if isinstance(made_with, dict) else None

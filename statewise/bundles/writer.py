@@ -1,23 +1,23 @@
 """Writing a bundle so that no reader ever sees half of one.
 
 A bundle grows in a draft, `<repository>/.<model>.<version>.draft`, and is renamed into its place when it is
-complete and on disk. The draft also reserves its version: it exists, locked, for as long as its writer lives.
-A draft without a living writer is left over from a crash, and the next writer removes it.
+complete and on disk. A lock file beside it, `<draft>.lock`, reserves the version for as long as its writer lives.
+A draft whose lock nobody holds is left over from a crash, and the next writer removes it.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from statewise.bundles.manifest import Manifest, SpecialTokens, Variant
@@ -27,7 +27,7 @@ from statewise.errors import ConfigError
 from statewise.model.spec import ModelSpec
 
 LOCK_FILE = ".lock"
-_DRAFT = re.compile(r"\.(?P<name>.+)\.(?P<version>[0-9]+)\.draft")
+_DRAFT = re.compile(r"\.(?P<name>.+)\.(?P<version>[0-9]+)\.draft(\.lock)?")
 _NOT_YET_WRITTEN = "0" * 64
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
@@ -116,10 +116,11 @@ def new_bundle(repository: Path, name: str, version: int | None = None) -> Itera
     with ExitStack() as stack:
         with _writing(repository):
             repository.mkdir(parents=True, exist_ok=True)
-            with _locked(repository / LOCK_FILE):
+            # One writer at a time reserves a version and clears up after the dead.
+            with FileLock(repository / LOCK_FILE):
                 draft = BundleDraft(repository, name, _free_version(repository, name, version))
-                draft.folder.mkdir()
                 _lock_draft(draft.folder, stack)
+                draft.folder.mkdir()
         try:
             with _disk_errors(repository):
                 yield draft
@@ -145,17 +146,19 @@ def _free_version(repository: Path, name: str, wanted: int | None) -> int:
 def _living_drafts(repository: Path, name: str) -> list[int]:
     """Return the model's versions being written now; remove drafts, of any model, whose writer has died."""
     living = []
-    for folder in repository.iterdir():
-        match = _DRAFT.fullmatch(folder.name)
-        if match is None:
-            continue
+    for draft_name, version in {(m["name"], int(m["version"])) for m in map(_DRAFT.fullmatch, _names(repository)) if m}:
+        folder = _draft_folder(repository, draft_name, version)
         # One that is committed meanwhile is gone, and found as a version: those are listed after the drafts.
-        with ExitStack() as stack, suppress(FileNotFoundError):
+        with ExitStack() as stack:
             if _lock_draft(folder, stack):
                 shutil.rmtree(folder, ignore_errors=True)
-            elif match["name"] == name:
-                living.append(int(match["version"]))
+            elif draft_name == name:
+                living.append(version)
     return living
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()]
 
 
 def _draft_folder(repository: Path, name: str, version: int) -> Path:
@@ -163,22 +166,15 @@ def _draft_folder(repository: Path, name: str, version: int) -> Path:
 
 
 def _lock_draft(folder: Path, stack: ExitStack) -> bool:
-    """Lock the folder until the stack closes or the process ends, however it ends; False if it is taken."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    stack.callback(os.close, descriptor)
+    """Lock a draft until the stack closes or the process ends, however it ends; False if it is taken."""
+    file = folder.with_name(f"{folder.name}.lock")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        stack.enter_context(FileLock(file, blocking=False))
+    except Timeout:
         return False
+    # Before its release, so that nobody else can hold the file that goes.
+    stack.callback(file.unlink, missing_ok=True)
     return True
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the repository's lock: one writer at a time reserves a version and clears up after the dead."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -20,11 +20,11 @@ import statewise
 from statewise.cli.flags import in_flags
 from statewise.cli.groups import LazyGroup
 from statewise.cli.table import COMMANDS
-from statewise.errors import InvalidRequestError, ParityError, StatewiseError
+from statewise.errors import DivergedError, InvalidRequestError, ParityError, StatewiseError
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, 1 (parity missed), 2 (bad input), 70 (a fault), 130 (interrupted)."""
+    """Run the command line and exit: 0, 1 (a check missed), 2 (bad input), 70 (a fault), 130 (interrupted)."""
     try:
         get_command(_app).main(args=None if arguments is None else list(arguments), prog_name="statewise")
     except Exception as error:
@@ -40,7 +40,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, InvalidRequestError):
         error = in_flags(error)
     if isinstance(error, StatewiseError):
-        return str(error), 1 if isinstance(error, ParityError) else 2
+        return str(error), 1 if isinstance(error, ParityError | DivergedError) else 2
     remedy = "a fault of Statewise itself; STATEWISE_TRACEBACK=1 shows where, please report it"
     return f"{type(error).__name__}: {error} ({remedy})", 70
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +10,7 @@ import typer
 from statewise.cli.demos import DEMOS, load_demo
 from statewise.cli.demos.processes import stopped_by_signals
 from statewise.cli.demos.work import Work
-from statewise.errors import ConfigError
+from statewise.locks import locked_folder
 
 _NAMES = "\n\n".join(f"[bold]{name}[/]: {what}" for name, what in DEMOS.items())
 
@@ -37,24 +33,6 @@ def demo(
     run = load_demo(name)
     # A tiny model has a folder of its own, so that it never takes the place of the real one.
     own = folder / (f"{name}-fast" if fast else name)
-    with stopped_by_signals(), _only_one(own):
+    taken = f"in {own} another demo is running; wait for it, or choose another --folder"
+    with stopped_by_signals(), locked_folder(own, "--folder", taken=taken):
         run(Work(own, fast=fast, port=port))
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Keep the folder to this process. Raises ConfigError where another demo is at work there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise ConfigError(f"--folder: {folder} cannot be used as a folder: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ConfigError(
-            f"--folder: in {folder} another demo is running; wait for it, or choose another --folder"
-        ) from error
-    finally:
-        os.close(descriptor)

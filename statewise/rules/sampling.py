@@ -1,13 +1,17 @@
 """The sampling rules, stated once, in NumPy.
 
-The graph (export/sampler.py) computes the same, token for token; the PyTorch reference calls this module.
+The graph (statewise_export.choosing) computes the same, token for token; the PyTorch reference calls this module.
 Order: logit bias, penalties, temperature, top-k, top-p, min-p, draw by inverse CDF from one uniform number.
 
-A row that restricts nothing draws in vocabulary order. Top-k, top-p and min-p each keep the first of the tokens sorted
-by falling logit (ties: lower id first), so together they keep the fewest of the three, and the draw goes through these.
-Sorting a whole vocabulary would take longer than the model's own step, so behind the HEAD most probable tokens, logits
-GRID apart count as ties: of the group in which top-k or top-p ends, every token keeps the same part of its probability,
-and the draw goes on in vocabulary order. A row's result depends on that row alone.
+Top-k, top-p and min-p are exact at every size of the vocabulary. With the tokens sorted by falling logit, of equal ones
+the lower id first, a token is kept where all three allow it:
+- top-k: it is among the first k;
+- top-p: the tokens before it hold less than top_p of the mass that top-k leaves;
+- min-p: it is at least min_p times as probable as the first.
+
+The draw goes through the tokens in vocabulary order where nothing is restricted; else first through the HEAD most
+probable ones, by falling logit, and then through the others in vocabulary order: to sort a whole vocabulary would take
+longer than the model's own step. A row's result depends on that row alone.
 """
 
 from __future__ import annotations
@@ -24,16 +28,7 @@ from statewise.errors import InvalidRequestError
 FloatArray = NDArray[np.float32]
 
 HEAD = 100
-"""Tokens that are sorted exactly."""
-
-GRID = 0.23
-"""Width in nats of the groups behind them: probabilities inside a group differ by less than 26%.
-
-Not a binary fraction, lest the ends of groups fall on the logits of quantized models.
-"""
-
-NUM_GROUPS = 32
-"""A power of two; the last group holds all that is left."""
+"""Tokens that a restricted row draws by falling logit."""
 
 MAX_LOGIT_BIAS_ENTRIES = 1024
 
@@ -189,56 +184,29 @@ def choose(logits: FloatArray, params: SamplingParams, uniform: np.float32) -> i
     weights /= weights.sum(dtype=np.float32)
     order = np.arange(len(scaled))
     if params.restricts:
-        order = sort_tokens(scaled)
-        weights = restrict(scaled[order], weights[order], params)
+        order = draw_order(scaled)
+        weights = restrict(scaled, weights, params)[order]
     ends = np.cumsum(weights, dtype=np.float64)
     return int(order[np.count_nonzero(ends <= np.float64(uniform) * ends[-1])])
 
 
-def sort_tokens(scaled: NDArray[Any]) -> NDArray[np.int64]:
-    """The head's tokens from the most probable down, then the others by id; scaled `[vocabulary]`."""
+def draw_order(scaled: NDArray[Any]) -> NDArray[np.int64]:
+    """Ids `[vocabulary]` in the order in which a restricted row draws: the head by falling logit, the others by id."""
     order = np.argsort(-scaled, kind="stable")
     return np.concatenate([order[:HEAD], np.sort(order[HEAD:])])
 
 
 def restrict(scaled: NDArray[Any], weights: NDArray[Any], params: SamplingParams) -> NDArray[np.float64]:
-    """The weights that top-k, top-p and min-p leave, zero for who is excluded; tokens in `sort_tokens` order."""
-    head = min(HEAD, len(weights))
-    kept = weights.astype(np.float64)
-    head = min(HEAD, len(kept))
-    ends = np.cumsum(kept[:head])
-    # Top-p is a share of what top-k has left; a token is kept while the mass before it is below that.
-    share = np.float64(np.float32(params.top_p)) * _mass_of_top_k(scaled, kept, params.top_k)
-    likely = weights >= np.float32(params.min_p) * weights[0]
-    inside = likely[:head] & ((ends - kept[:head]) < share) & (np.arange(head) < (params.top_k or head))
-    num_kept = max(int(np.count_nonzero(inside)), 1)
-    if num_kept < head or head == len(kept) or share <= ends[-1]:
-        kept[num_kept:] = 0
-        return kept
-    groups = _groups(scaled)
-    masses = np.bincount(groups, kept[head:], NUM_GROUPS)
-    kept[head:] *= _parts(masses, share - ends[-1])[groups] * likely[head:]
+    """Weights `[vocabulary]` after top-k, top-p and min-p: zero for the excluded tokens, the others as they were."""
+    order = np.argsort(-scaled, kind="stable")
+    left = weights[order].astype(np.float64)
+    left[params.top_k or len(left) :] = 0
+    ends = np.cumsum(left)
+    left[ends - left >= np.float64(np.float32(params.top_p)) * ends[-1]] = 0
+    left[weights[order] < np.float32(params.min_p) * weights[order[0]]] = 0
+    kept = np.zeros_like(left)
+    kept[order] = left
     return kept
-
-
-def _mass_of_top_k(scaled: NDArray[Any], weights: NDArray[np.float64], top_k: int) -> float:
-    if not HEAD < top_k < len(weights):
-        return float(weights[: top_k or None].sum())
-    groups = _groups(scaled)
-    part = _parts(np.bincount(groups, minlength=NUM_GROUPS), top_k - HEAD)
-    return float(weights[:HEAD].sum() + (part[groups] * weights[HEAD:]).sum())
-
-
-def _parts(amounts: NDArray[Any], limit: float) -> NDArray[np.float64]:
-    """The part of each group that lies before the limit, as they add up."""
-    room = limit - (np.cumsum(amounts) - amounts)
-    return np.asarray(np.clip(room, 0, amounts) / np.maximum(amounts, np.finfo(np.float64).tiny), np.float64)
-
-
-def _groups(scaled: NDArray[Any]) -> NDArray[np.int64]:
-    """Group of each token behind the head: 0 down to GRID below the head's last, and so on."""
-    ends = scaled[HEAD - 1] - np.arange(1, NUM_GROUPS, dtype=np.float32) * np.float32(GRID)
-    return np.searchsorted(-ends, -scaled[HEAD:], side="right")
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:

@@ -6,8 +6,8 @@ elsewhere and the folder is carried over:
     python -m tests.cuda.drafts FOLDER                       where statewise[train,dev] is
     CUDA_DRAFTS=FOLDER python -m pytest -m cuda tests/cuda   where the GPU is
 
-That machine needs pytest, pytest-timeout, numpy, onnx, onnxruntime-gpu with NVIDIA's libraries, torch, pydantic,
-grpcio, protobuf, tokenizers, and this folder installed (`pip install --no-deps -e .`).
+That machine needs pytest, pytest-timeout, numpy, onnx, onnxscript, onnxruntime-gpu with NVIDIA's libraries, torch,
+pydantic, grpcio, protobuf, tokenizers, and this folder installed (`pip install --no-deps -e .`).
 """
 
 from __future__ import annotations
@@ -40,23 +40,25 @@ def draft(name: str, variant: str) -> Bundle:
     return Bundle(place, decode_manifest((place / MANIFEST_FILE).read_bytes()))
 
 
-def reference(name: str, bundle: Bundle):  # only where torch is
-    """The PyTorch reference of a draft."""
-    if "CUDA_DRAFTS" not in os.environ:
-        from tests.models import reference_decoder
+def checkpoint(name: str, bundle: Bundle):  # only where torch is
+    """The checkpoint of a draft: the PyTorch side of its certificate."""
+    from tests.models import checkpoint_of
 
-        return reference_decoder(name)
+    if "CUDA_DRAFTS" not in os.environ:
+        return checkpoint_of(name)
     import torch
 
     from statewise.plugins import load_plugin
-    from statewise_training.reference.decoding import ReferenceDecoder
+    from statewise_training.checkpoints.checkpoint import Checkpoint
 
-    plugin = load_plugin(bundle.manifest.plugin)
-    config = plugin.config_class.model_validate(bundle.manifest.plugin_config)
+    manifest = bundle.manifest
+    plugin = load_plugin(manifest.plugin)
+    config = plugin.config_class.model_validate(manifest.plugin_config)
     module = plugin.build(config)
     with np.load(bundle.folder / _REFERENCE_FILE) as arrays:
         module.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
-    return ReferenceDecoder(module, plugin.spec(config))
+    tokenizer = bundle.path(manifest.tokenizer) if manifest.tokenizer else None
+    return Checkpoint(name, plugin, config, module.eval(), manifest.special_tokens, tokenizer, bundle.folder, ())
 
 
 def main(folder: Path) -> None:

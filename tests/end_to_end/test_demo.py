@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +16,7 @@ from statewise.bundles.certificate import check_certificate
 from statewise.bundles.reader import open_bundle
 from statewise.cli.demos import DEMOS, load_demo
 from statewise.errors import NotFoundError
+from statewise.locks import locked_folder
 
 PNG = b"\x89PNG\r\n"
 
@@ -136,12 +135,8 @@ def test_no_server_is_left_behind(folder: Path, second: Run) -> None:
 
 def test_second_demo_at_once_is_refused(folder: Path, second: Run) -> None:
     """A demo in a folder where another one is at work ends with exit code 2 and says why."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
+    with locked_folder(folder, "--folder", taken=""):
         refused = subprocess.run(command(folder), capture_output=True, text=True, timeout=60)
-    finally:
-        os.close(descriptor)
 
     assert refused.returncode == 2
     assert "another demo is running; wait for it" in refused.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -18,11 +19,12 @@ from statewise.cli import main
 from statewise.client import AsyncClient, Client
 from statewise.v1 import generation_pb2, prediction_pb2
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
-from statewise_export.certify.certify_sequences import certify_sequences
-from statewise_export.certify.inputs import Scale
+from statewise_export.certify.certify import run_checks
+from statewise_export.certify.sequences.graphs import INSPECT
+from statewise_export.certify.trial import Trial
+from statewise_export.variant import Tracer
 from statewise_server.app import Application
 from statewise_training.data.tokenizers import byte_level
-from statewise_training.reference.decoding import ReferenceDecoder
 from tests.inspected import MAX_POSITIONS, NUM_HEADS, START, checkpoint_of, repository
 from tests.serving import running_server
 
@@ -270,13 +272,12 @@ def test_the_certificate_finds_a_gate_that_is_not_pytorchs() -> None:
     with torch.no_grad():
         module.rnn.bias_ih_l1[8:16] += 1e-3  # input, forget, cell, output
 
-    def certify(module: torch.nn.Module) -> dict[str, bool]:
-        reference = ReferenceDecoder(module, bundle.manifest.model)
-        found = certify_sequences(bundle, "cpu-float32", reference, Scale(), lambda _: None, limits=None)
-        return {graph.graph: graph.passes(None) for graph in found}
+    def missed(module: torch.nn.Module) -> set[str]:
+        trial = Trial(bundle, "cpu-float32", Tracer(replace(checkpoint, module=module)))
+        return {outcome.name for outcome in run_checks(trial, [INSPECT]) if not outcome.passed}
 
-    assert certify(checkpoint.module) == {"inspect": True}
-    assert certify(module) == {"inspect": False}
+    assert missed(checkpoint.module) == set()
+    assert missed(module) == {"inspect: against PyTorch"}
 
 
 def test_verify_makes_the_certificate_of_what_is_shown_again(capsys) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import helper
 
-import statewise_export.pipeline
+import statewise_export.variant
 from statewise.bundles.manifest_file import decode_manifest, encode_manifest
 from statewise.bundles.reader import hash_file
 from statewise_export.trace.trace import trace_step
@@ -70,10 +74,10 @@ def test_reports_can_be_parsed(statewise: Statewise, bundle: Path, tmp_path: Pat
     assert suite.attrib["failures"] == "0"
     (certificate,) = json.loads(texts["json"])
     assert certificate["passed"]
-    assert len(certificate["cases"]) + 7 == int(suite.attrib["tests"])
+    assert len(certificate["cases"]) + len(certificate["checks"]) == int(suite.attrib["tests"])
     assert "### small/1 cpu-float32: passed" in texts["markdown"]
     rows = [line for line in texts["markdown"].splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 7
+    assert len(rows) == 2 + len(certificate["checks"])
     assert {row.count("|") for row in rows} == {4}
 
 
@@ -86,7 +90,7 @@ def break_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         traced.weights[name] = traced.weights[name] + np.float32(0.01)
         return traced
 
-    monkeypatch.setattr(statewise_export.pipeline, "trace_step", trace)
+    monkeypatch.setattr(statewise_export.variant, "trace_step", trace)
 
 
 def test_a_missed_export_exits_with_1(
@@ -106,6 +110,70 @@ def test_a_missed_export_exits_with_1(
     assert suite is not None
     assert int(suite.attrib["failures"]) == len(suite.findall("testcase/failure")) > 1
     assert not (tmp_path / "models" / "small").exists()
+
+
+def put_behind_the_output(monkeypatch: pytest.MonkeyPatch, *nodes: onnx.NodeProto) -> None:
+    """Let tracing put nodes from `own.output` to `output` behind the head."""
+
+    def trace(*arguments: Any) -> Any:
+        traced = trace_step(*arguments)
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in traced.nodes]
+        for copy in copies:
+            copy.output[:] = ["own.output" if name == "output" else name for name in copy.output]
+        return replace(traced, nodes=[*copies, *nodes])
+
+    monkeypatch.setattr(statewise_export.variant, "trace_step", trace)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "stage"),
+    [
+        ([helper.make_node("NoSuchOperator", ["own.output"], ["output"])], "cpu-float32: graph 'step'"),
+        (
+            [
+                helper.make_node("Shape", ["own.output"], ["own.sizes"]),
+                helper.make_node("Constant", [], ["more"], value_ints=[1, 0]),
+                helper.make_node("Add", ["own.sizes", "more"], ["sizes"]),
+                helper.make_node("Reshape", ["own.output", "sizes"], ["output"]),
+            ],
+            "cpu-float32: outputs at every position",
+        ),
+    ],
+    ids=["invalid", "breaks off"],
+)
+def test_a_graph_that_cannot_run_exits_with_1(
+    nodes: list[onnx.NodeProto],
+    stage: str,
+    statewise: Statewise,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One message names the variant, the stage and the library's reason; it is no fault to be reported."""
+    put_behind_the_output(monkeypatch, *nodes)
+
+    outcome = statewise("export", checkpoint, "--to", tmp_path / "models")
+
+    assert outcome.code == 1
+    assert stage in outcome.error
+    assert "report it" not in outcome.error
+    assert not (tmp_path / "models" / "small").exists()
+
+
+def test_a_module_that_cannot_be_traced_exits_with_1(
+    statewise: Statewise, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter's own exception becomes one message that names the part of the module."""
+
+    def trace(*_: Any) -> Any:
+        raise torch.onnx.OnnxExporterError("Failed to decompose the FX graph")
+
+    monkeypatch.setattr(statewise_export.variant, "trace_step", trace)
+    outcome = statewise("export", checkpoint, "--to", tmp_path / "models")
+
+    assert outcome.code == 1
+    assert outcome.error.startswith("tracing the module (step): ")
+    assert "OnnxExporterError: Failed to decompose" in outcome.error
 
 
 def forge(bundle: Path) -> None:

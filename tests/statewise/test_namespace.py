@@ -23,6 +23,7 @@ def test_public_names() -> None:
         "ConfigError",
         "DataLossError",
         "DeadlineExceededError",
+        "DivergedError",
         "Forecast",
         "Generation",
         "GenerationInfo",

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from statewise.errors import ConfigError
+from statewise.plugins import load_plugin
 from statewise_training.config import BPETokenizer, TrainConfig
-from statewise_training.config_file import load_config
+from statewise_training.config_file import load_config, validate
 
 MINIMAL = "name: m\nplugin: gru\n"
 EXAMPLES = Path(__file__).parents[2] / "examples" / "configs"
@@ -54,7 +55,6 @@ def test_every_example_is_valid(example: Path) -> None:
     [
         ("optimizer.learning_rate=-1", ["optimizer.learning_rate", "greater than 0", "-1"]),
         ("optimizer.lr=1", ["optimizer.lr", "unknown key"]),
-        ("trainer.max_epoch=3", ["trainer.max_epoch", "did you mean max_epochs?"]),
         ("data.kind=cvs", ["data.kind", "'series'", "cvs"]),
         ("data.held_out=0.1", ["data.kind", "required"]),
         ("tokenizer={kind: bpe, vocabulary_size: 3}", ["tokenizer.vocabulary_size: should be", "258", "got 3"]),
@@ -66,11 +66,65 @@ def test_every_example_is_valid(example: Path) -> None:
     ],
 )
 def test_a_bad_value_is_named_with_its_key_and_the_remedy(file: Path, override: str, parts: list[str]) -> None:
-    """The message has the dotted key as the file spells it, the value, what is allowed, and where to correct it."""
+    """The message has the dotted key as the file spells it, the value, what is allowed, and how to correct it."""
     text = message(file, override)
 
     for part in [*parts, str(file), "--set"]:
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("trainer.max_epoch=3", "; did you mean trainer.max_epochs?"),
+        ("trainer.learning_rate=0.1", "; did you mean optimizer.learning_rate?"),
+        ("learning_rate=0.1", "; did you mean optimizer.learning_rate?"),
+        ("max_steps=1", "; did you mean trainer.max_steps?"),
+        ("optimiser={learning_rate: 1}", "; did you mean optimizer?"),
+        ("trainer.quux=1", "; known in trainer: accelerator, "),
+        ("quux=1", "; known here: data, "),
+        ("data={kind: text, files: a, text_field: b}", "; only data of kind jsonl has it"),
+        ("data={kind: text, files: a, standardize: true}", "; only data of kind labelled or series has it"),
+        ("data={kind: jsonl, files: a, textfield: b}", "; did you mean data.text_field?"),
+        ("tokenizer={kind: bpe, vocab_size: 300}", "; did you mean tokenizer.vocabulary_size?"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_one_that_was_meant(file: Path, override: str, part: str) -> None:
+    """The nearest key of the section, or the same one of another section, by its full path; else all keys there."""
+    text = message(file, override)
+
+    assert "unknown key" in text
+    assert part in text
+
+
+def test_a_section_names_its_own_keys_alone(file: Path) -> None:
+    """Where no key is near, those of the section and kind at fault are listed, not those of other kinds."""
+    listed = message(file, "data={kind: text, files: a, quux: b}").partition("known in data: ")[2].partition(" (")[0]
+
+    assert listed == "files, held_out, kind, split_seed"
+
+
+def test_the_remedy_for_an_unknown_key_never_sets_it(file: Path) -> None:
+    """A key in the file is to be corrected there; one that --set brought, in the command."""
+    assert message(file, "trainer.learning_rate=1").endswith("(correct --set trainer.learning_rate)")
+    file.write_text(MINIMAL + "trainer: {learning_rate: 1}\n")
+    assert message(file).endswith(f"(correct it in {file})")
+    file.write_text(MINIMAL + "trainer: {seed: x}\n")
+    assert message(file).endswith(f"(correct it in {file}, or pass --set trainer.seed=VALUE)")
+
+
+def test_an_unknown_key_of_a_family_is_answered_from_the_whole_schema() -> None:
+    """Keys of the section `model` are the plugin's, and one that belongs elsewhere is found there."""
+    config_class = load_plugin("gru").config_class
+
+    def refusal(**raw: object) -> str:
+        with pytest.raises(ConfigError) as caught:
+            validate(config_class, {"vocabulary_size": 9, **raw}, source="run.yaml", prefix="model")
+        return str(caught.value)
+
+    assert "model.hidden_sise: unknown key (its value is 3); did you mean model.hidden_size?" in refusal(hidden_sise=3)
+    assert "did you mean optimizer.learning_rate?" in refusal(learning_rate=1)
+    assert "known in model: " in refusal(quux=1)
 
 
 @pytest.mark.parametrize("override", ["trainer.max_epochs", "=3", ".a=3", "name.x=3", "trainer.seed={"])

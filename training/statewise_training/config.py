@@ -1,4 +1,4 @@
-"""What a training run is made of: one YAML file, with `--set a.b=value` on top."""
+"""The configuration of a training run: one YAML file, with `--set a.b=value` on top."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Data(Section):
     held_out: float = Field(default=0.1, gt=0.0, lt=1.0)
     """Share of the data that is never trained on; it measures the validation loss."""
     split_seed: NonNegativeInt = 0
-    """Which part is held out; apart from `trainer.seed`, so that runs with other seeds stay comparable."""
+    """Chooses the part that is held out; apart from `trainer.seed`, so that runs with other seeds stay comparable."""
 
 
 class CorpusData(_Data):
@@ -76,7 +76,7 @@ class SeriesData(_Data):
 
 
 class LabelledData(_Data):
-    """Sequences and what is to be said of them: .jsonl, one in each line, or .npz, one at each index."""
+    """Sequences with a target each: .jsonl, one per line, or .npz, one per index."""
 
     kind: Literal["labelled"]
     files: Files
@@ -89,13 +89,13 @@ class LabelledData(_Data):
     outside: str = "O"
     """The label of the items of a text that no tag covers."""
     truncate_to: PositiveInt | None = None
-    """Cut sequences with one target to so many items; else what is longer than the model takes is refused."""
+    """Cut sequences with one target to this many items; without it, those longer than the model takes are refused."""
     standardize: bool = False
     """Vectors: subtract the mean and divide by the deviation of the training part; checkpoint.json records both."""
 
 
 class PairsData(_Data):
-    """Sources and what is to be made of them: JSON Lines with both, or text files whose lines belong together."""
+    """Pairs of source and target: JSON Lines with both, or parallel text files with one of them per line."""
 
     kind: Literal["pairs"]
     files: Files | None = None
@@ -107,7 +107,7 @@ class PairsData(_Data):
     source_files: Files | None = None
     """In place of `files`: text files with a source per line."""
     target_files: Files | None = None
-    """Text files with as many lines, the targets; taken in the order of their names, as the sources are."""
+    """Text files with a target per line. Both lists are sorted by name; line n of each is one pair."""
 
     @model_validator(mode="after")
     def _one_way_to_give_pairs(self) -> PairsData:
@@ -159,7 +159,7 @@ class InitializeFrom(Section):
 
     file: Path
     rename: dict[str, str] = {}
-    """Names in the file and what they are called here: {encoder: embedding, lstm: rnn, decoder: output}."""
+    """New names of the tensors in the file: {encoder: embedding, lstm: rnn, decoder: output}."""
 
 
 class OptimizerConfig(Section):
@@ -181,7 +181,7 @@ class ScheduleConfig(Section):
 
 
 class TrainerConfig(Section):
-    """How long, how much at once, and on what."""
+    """Length of the run, batch size, device and seed."""
 
     max_epochs: PositiveInt | None = None
     """Passes over the training data; 10 where neither this nor `max_steps` is given."""
@@ -193,11 +193,13 @@ class TrainerConfig(Section):
     gradient_clip: PositiveFloat | None = 1.0
     """Largest norm of the gradient; null leaves it alone."""
     early_stopping_patience: PositiveInt | None = None
-    """Stop after so many validations without a better loss."""
+    """Stop after this many validations without a better loss."""
     validation_every: PositiveInt | None = None
     """Steps between validations, each with a checkpoint; one epoch where absent."""
     log_every: PositiveInt = 10
     """Steps between rows of the log."""
+    allow_diverged: bool = False
+    """Succeed although the validation loss is worse than that of a prediction that ignores the input."""
     accelerator: str = "auto"
     devices: int | str | list[int] = "auto"
     num_nodes: PositiveInt = 1
@@ -213,7 +215,7 @@ class TrainConfig(Section):
     name: ModelName
     """The model's name, under which it will be exported and served."""
     plugin: str
-    """The model family: markov, gru, transformer, gru_encoder … (docs/train.md), or what an installed package adds."""
+    """The model family: markov, gru, transformer, gru_encoder … (docs/train.md), or one from an installed package."""
     model: dict[str, Any] = {}
     """The family's own settings; vocabulary_size and features come from the data."""
     data: Annotated[DataConfig, Field(discriminator="kind")] = CorpusData()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from statewise.errors import ConfigError
 from statewise_training.config import TrainConfig
+from statewise_training.config_keys import keys_of, suggest
 
 
 def load_config(path: Path, overrides: Sequence[str] = (), output: Path | None = None) -> TrainConfig:
@@ -25,20 +25,38 @@ def load_config(path: Path, overrides: Sequence[str] = (), output: Path | None =
         _apply_override(raw, override)
     if output is not None:
         raw["output"] = str(output)
-    return validate(TrainConfig, raw, source=str(path))
+    return validate(TrainConfig, raw, source=str(path), overrides=overrides)
 
 
-def validate(model: type[BaseModel], raw: dict[str, Any], *, source: str, prefix: str = "") -> Any:
-    """`raw` as a record of that class. Raises ConfigError with every fault, each on a line of its own."""
+def validate(
+    model: type[BaseModel], raw: dict[str, Any], *, source: str, prefix: str = "", overrides: Sequence[str] = ()
+) -> Any:
+    """Return `raw`, the section at `prefix`, as a record of that class; `overrides` are those that have changed it.
+
+    Raises ConfigError with every fault, each on a line of its own.
+    """
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        faults = [_describe(fault, model, raw, prefix) for fault in error.errors(include_url=False)]
-        key = _dotted(error.errors()[0], raw, prefix) or "key"
-        remedy = f"(correct it in {source}, or pass --set {key}=VALUE)"
-        separator = "\n  "
-        lead = f"{source}: " if len(faults) == 1 else f"{source}: {len(faults)} faults\n  "
-        raise ConfigError(f"{lead}{separator.join(faults)} {remedy}") from error
+        faults = error.errors(include_url=False)
+        described = [_describe(fault, model, raw, prefix) for fault in faults]
+        if len(faults) == 1:
+            message = f"{source}: {described[0]} {_remedy(faults[0], raw, source, prefix, overrides)}"
+        else:
+            lines = "\n  ".join(described)
+            message = f"{source}: {len(faults)} faults\n  {lines} (correct them in {source}, or in --set)"
+        raise ConfigError(message) from error
+
+
+def _remedy(fault: ErrorDetails, raw: dict[str, Any], source: str, prefix: str, overrides: Sequence[str]) -> str:
+    key = _dotted(fault, raw, prefix)
+    given = [override.partition("=")[0].strip() for override in overrides]
+    for name in reversed(given):
+        if key == name or key.startswith(f"{name}."):
+            return f"(correct --set {name})"
+    if fault["type"] == "extra_forbidden" or not key:
+        return f"(correct it in {source})"
+    return f"(correct it in {source}, or pass --set {key}=VALUE)"
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,7 +128,7 @@ def _describe(fault: ErrorDetails, model: type[BaseModel], raw: dict[str, Any], 
         case "union_tag_invalid":
             return f"{field}.kind: must be one of {context['expected_tags']}, got {context['tag']!r}"
         case "extra_forbidden":
-            return f"{lead}unknown key (its value is {_short(value)}){_suggestion(str(fault['loc'][-1]), model)}"
+            return f"{lead}unknown key (its value is {_short(value)}){_suggestion(field, model, raw, prefix)}"
         case "value_error":
             return f"{lead}{context['error']}"
     message = fault["msg"].replace("Input should", "should", 1)
@@ -131,15 +149,7 @@ def _dotted(fault: ErrorDetails, raw: dict[str, Any], prefix: str) -> str:
     return ".".join(str(part) for part in ([prefix] if prefix else []) + location)
 
 
-def _suggestion(key: str, model: type[BaseModel]) -> str:
-    close = difflib.get_close_matches(key, set(_keys(model)), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(sorted(model.model_fields))}"
-
-
-def _keys(model: type[BaseModel]) -> Iterator[str]:
-    """Every key of a record and of the records in it."""
-    yield from model.model_fields
-    for field in model.model_fields.values():
-        for annotation in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                yield from _keys(annotation)
+def _suggestion(path: str, model: type[BaseModel], raw: dict[str, Any], prefix: str) -> str:
+    if not prefix:
+        return suggest(path, list(keys_of(model)), raw)
+    return suggest(path, [*keys_of(model, prefix), *keys_of(TrainConfig)], {prefix: raw})

@@ -1,4 +1,4 @@
-"""What the certificate feeds to both sides: random items for parity, held-out ones for divergence."""
+"""Inputs of the certificate, fed to both sides: random items for parity, held-out ones for divergence."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Rows to continue, and what each is made of where the model has a source."""
+    """Rows to continue, and the source of each where the model has one."""
 
     items: list[Array]
     sources: list[Array] | None = None
@@ -48,12 +48,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows that a variant's divergence is measured on."""
+    """Rows to measure a variant's divergence on."""
 
     rows: list[Array]
     source: Literal["data", "sampled"]
     sources: list[Array] | None = None
-    """What each row is made of, where the model has a source."""
+    """Source of each row, where the model has one."""
 
 
 def random_sources(spec: ModelSpec, lengths: Iterable[int]) -> list[Array] | None:
@@ -80,9 +80,9 @@ def _random(reads: InputSpec, lengths: Iterable[int], scale: Scale, seed: int) -
 def held_out_rows(
     items: Array | list[Pair] | None, reference: ReferenceDecoder, scale: Scale, start: int | None
 ) -> HeldOut:
-    """The held-out items of a checkpoint, in rows, or its pairs; where it has none, what the float32 model itself says.
+    """The held-out items of a checkpoint, in rows, or its pairs; where it has none, samples of the float32 model.
 
-    Random tokens would tell nothing: on text that a model finds absurd, its distributions are flat or arbitrary.
+    Random tokens would show nothing: on text that a model finds absurd, its distributions are flat or arbitrary.
     """
     spec = reference.spec
     length = min(MAX_ROW_LENGTH, spec.max_positions or MAX_ROW_LENGTH)

@@ -1,4 +1,4 @@
-"""What a certificate speaks for, and by what means."""
+"""The subject of a certificate: the files that it is valid for, and the libraries it was made with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statewise.versions import installed_versions
 
 
 def subject_of(bundle: Bundle, variant_name: str, limits: Limits | None) -> dict[str, Any]:
-    """What every certificate of this variant says, whatever it finds."""
+    """Return the fields of a certificate that do not depend on its checks."""
     return {
         "model": bundle.manifest.name,
         "version": bundle.manifest.version,
@@ -25,7 +25,7 @@ def subject_of(bundle: Bundle, variant_name: str, limits: Limits | None) -> dict
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that a bundle's numbers depend on."""
+    """Return the versions of the libraries that a bundle's numbers depend on."""
     return installed_versions(
         ("statewise", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
     )

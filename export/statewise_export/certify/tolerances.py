@@ -1,4 +1,4 @@
-"""What the certificate lets pass."""
+"""Tolerances of parity, and limits on the divergence of lower precision."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ LIMITS = {
     "int8": Limits(kl_divergence=0.01, perplexity_ratio=1.02, difference=0.02, equal_labels=0.98, answers=0.1),
     "int4": Limits(kl_divergence=0.15, perplexity_ratio=1.2, difference=0.1, equal_labels=0.9, answers=0.4),
 }
-"""By precision. 8 bits are to go unnoticed: a little more or less training changes as much. 4 bits are a bargain to be
-entered into knowingly; beyond these limits a smaller model in 8 bits would be the better one. Answers that differ by
+"""By precision. int8 should be indistinguishable: a little more or less training changes as much. int4 trades quality
+for size; beyond these limits a smaller model in int8 would be better. Answers that differ by
 0.1 of their deviation correlate to 0.99, by 0.4 to 0.9."""
 
 
 def limits(precision: str, max_kl: float | None = None) -> Limits | None:
     """Limits on the divergence from float32; None for float32 and float16, whose outputs are compared.
 
-    Who allows more nats in `max_kl` allows them in the perplexity's logarithm too: on what the float32 model itself
-    samples the two are one figure.
+    A larger `max_kl`, in nats, allows the perplexity's logarithm to grow by as much: on samples of the float32 model
+    the two are one figure.
     """
     if precision not in LIMITS:
         return None

@@ -5,8 +5,6 @@ Columns are `[row, 1]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from onnx import TensorProto
 
@@ -31,21 +29,18 @@ def add_argmax(op: GraphBuilder, logits: str, vocabulary_size: int) -> str:
 class Blocks:
     """Values `[row, block, token]` and their sums `[row, block]`, float64, in which no token is lost to rounding."""
 
-    def __init__(self, op: GraphBuilder, values: str, sums: str, size: int) -> None:
+    def __init__(self, op: GraphBuilder, values: str, size: int) -> None:
         self._values = values
         self._size = size
-        self._sums = sums
-        self._ends = op.CumSum(sums, op.constant(1))
+        self._sums = double(op, op.ReduceSum(values, op.constant([2]), keepdims=0))
+        self._ends = op.CumSum(self._sums, op.constant(1))
         self.total = last(op, self._ends)
 
-    def draw(self, op: GraphBuilder, target: str, kept: Callable[[str], str]) -> str:
-        """The first token `[row]` at which the running sum exceeds the target: first its block, then inside it.
-
-        kept: from a block's values `[row, token]` to those that its sum is of, float64.
-        """
+    def draw(self, op: GraphBuilder, target: str) -> str:
+        """The first token `[row]` at which the running sum exceeds the target: first its block, then inside it."""
         block = inverse_cdf(op, self._ends, target)
         before = op.Sub(op.GatherElements(self._ends, block, axis=1), op.GatherElements(self._sums, block, axis=1))
-        chosen = kept(op.GatherND(self._values, block, batch_dims=1))
+        chosen = double(op, op.GatherND(self._values, block, batch_dims=1))
         rest = op.Max(op.Sub(target, before), op.constant(0, np.float64))
         index = inverse_cdf(op, op.CumSum(chosen, op.constant(1)), rest)
         return squeeze(op, op.Add(op.Mul(block, op.constant(self._size)), index))
@@ -91,13 +86,9 @@ def by_block(op: GraphBuilder, values: str, block: int) -> str:
     return op.Reshape(values, op.constant([0, -1, block]))
 
 
-def block_sums(op: GraphBuilder, values: str) -> str:
-    """Sums `[row, block]` of values `[row, block, token]`."""
-    return op.ReduceSum(values, op.constant([2]), keepdims=0)
-
-
-def sum_of(op: GraphBuilder, sums: str) -> str:
-    """The sum, a column of float64, of values `[row, block]`."""
+def sum_of(op: GraphBuilder, values: str, block: int) -> str:
+    """The sum, a column of float64, of float32 values `[row, token]`: first by block, in float32."""
+    sums = op.ReduceSum(by_block(op, values, block), op.constant([2]), keepdims=0)
     return op.ReduceSum(double(op, sums), op.constant([1]))
 
 

@@ -1,7 +1,11 @@
-"""A pass over RNN, GRU and LSTM operators: taken apart into products.
+"""A pass that takes RNN, GRU and LSTM operators apart into products.
 
 ONNX Runtime's DynamicQuantizeLSTM takes its activations' scale over the whole batch, and RNN and GRU have no such
 kernel. The equations and the order of gates are those of the ONNX operators, version 14.
+
+Requires: recurrent operators whose weights are constants, GRU with linear_before_reset = 1.
+Ensures: every such operator with a matrix of MIN_NUMBERS or more is products and elementwise operators, under the same
+value names; in float32 they compute the same within rounding. Quantization follows.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ Cell = Callable[[GraphBuilder, str, State], State]
 
 
 def expand_cells(traced: TracedStep) -> TracedStep:
-    """The pass: recurrent operators whose matrices are worth it, taken apart."""
+    """Take apart the recurrent operators whose matrices are worth quantizing."""
     op = GraphBuilder("cell")
     weights = dict(traced.weights)
     for node in traced.nodes:

@@ -1,4 +1,9 @@
-"""A step in half precision, the parts that could overflow or lose their meaning left in float32."""
+"""A pass that lowers a step to half precision, leaving in float32 the parts that could overflow or lose their meaning.
+
+Requires: no control flow inside the step; weights within float16's range, by ConfigError otherwise.
+Ensures: weights, state and products in float16, each weight the nearest to its float32; `output` and inputs of real
+vectors in float32.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
 _HEAVY = frozenset(
     {"Attention", "Conv", "GRU", "Gemm", "GroupQueryAttention", "LSTM", "MatMul", "RNN", "TensorScatter"}
 )
-"""What half precision is for; whatever they read, they compute in it."""
+"""Operators that always compute in half precision, whatever they read."""
 
 _WIDE = frozenset(
     {"Exp", "Log", "LogSoftmax", "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "Softmax", "Softplus", "Sqrt"}
@@ -29,9 +34,9 @@ _WIDE = frozenset(
 
 
 def to_float16(traced: TracedStep) -> TracedStep:
-    """Weights, state and products in float16; norms, and what lies before the first and behind the last product, not.
+    """Lower weights, state and products; norms, and nodes before the first and behind the last product, stay float32.
 
-    What is read (where it is real vectors) and `output` stay float32: raw units may lie outside float16's range.
+    Inputs of real vectors and `output` stay float32: raw units may lie outside float16's range.
     Raises ConfigError for control flow inside the step, and for a weight too large for float16.
     """
     for node in traced.nodes:
@@ -115,7 +120,7 @@ def _tail(traced: TracedStep) -> set[int]:
     """Nodes behind the last product: only the output depends on them."""
     readers = Counter(name for node in traced.nodes for name in node.input)
     inside: Counter[str] = Counter()
-    """How many of a value's readers are in the tail."""
+    """Number of each value's readers in the tail."""
     tail: set[int] = set()
     for index in reversed(range(len(traced.nodes))):
         node = traced.nodes[index]

@@ -2,6 +2,9 @@
 
 Blocks of 32 are the largest whose results do not depend on the batch: with 64 and 128 the kernels for one row and for
 several round differently (ONNX Runtime 1.31.1).
+
+Requires: products by constant matrices, recurrent operators taken apart before.
+Ensures: every product with a matrix of MIN_NUMBERS or more rounds as `Int4` says; no other node changes.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ BLOCK = 32
 ACCURACY_LEVEL = 4
 """Rows in 8 bits, one scale per block; the other levels multiply in float32, several times slower."""
 EXTREMES = (7.5, 8.0, 8.5, 9.0, 9.5)
-"""What a block's largest number may be scaled to; beyond 8 it is cut off, which leaves finer steps to the others."""
+"""Numbers that a block's largest may be scaled to; beyond 8 it is cut off, which leaves finer steps to the others."""
 
 
 def int4_products(traced: TracedStep) -> TracedStep:
-    """The pass: large products with weights in 4 bits."""
+    """Replace large products by products with weights in 4 bits."""
     return replace_products(traced, Int4())
 
 

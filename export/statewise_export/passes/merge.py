@@ -1,4 +1,8 @@
-"""A pass: products of the same rows with several constant matrices, as query, key and value, become one."""
+"""A pass that merges products of the same rows with several constant matrices, as query, key and value.
+
+Requires: MatMul by constant matrices `[in, out]`; their additions read by nothing else.
+Ensures: one MatMul for each group, split under the old value names; the same sums in the same order.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ class _Product:
 
 
 def merge_products(traced: TracedStep) -> TracedStep:
-    """The pass: rows are read, and for lower precision quantized, once for all that they are multiplied with."""
+    """Merge products, so that rows are read, and for lower precision quantized, once for all their matrices."""
     groups: dict[tuple[str, bool], list[_Product]] = defaultdict(list)
     for product in _products(traced):
         groups[product.rows, product.bias is None].append(product)

@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 
 class Scheme(Protocol):
-    """How a matrix is kept, and how rows are multiplied with it."""
+    """Encoding of a matrix, and the nodes that multiply rows with it."""
 
     def encode(self, matrix: NDArray[np.float32]) -> dict[str, Array]:
         """Tensors, by a short name each, that stand for a matrix `[in, out]`."""

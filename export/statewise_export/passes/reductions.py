@@ -1,7 +1,11 @@
-"""A pass: sums along an inner dimension, as where hidden vectors are averaged over time, that add one by one.
+"""A pass that fixes the order of sums along an inner dimension, as where hidden vectors are averaged over time.
 
 ONNX Runtime's CPU kernels choose the order of the additions by the shape: one row is one matrix to them, whose columns
-are added otherwise than those of several rows. CumSum adds each column by itself, from its first number to its last.
+are added in another order than those of several rows. CumSum adds each column by itself, first number to last.
+
+Requires: reductions whose axes are constants.
+Ensures: no ReduceSum, ReduceMean, ReduceL2 or ReduceSumSquare over an inner dimension is left; results are the same
+within rounding, and a row's do not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ _SUMS = _SQUARED | {"ReduceSum", "ReduceMean"}
 
 
 def order_sums(traced: TracedStep) -> TracedStep:
-    """The pass: sums that leave out the last dimension, in an order that depends on nothing.
+    """Replace sums that leave out the last dimension by sums in a fixed order.
 
     Along the last dimension every sum lies in one piece, which the kernels add up in one way.
     """

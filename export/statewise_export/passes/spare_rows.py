@@ -1,7 +1,11 @@
-"""A pass: what ONNX Runtime's CPU kernels compute otherwise for one row than for several gets a second row.
+"""A pass that adds a second row to operators whose CPU kernels in ONNX Runtime compute a lone row in another way.
 
 With it a row alone gives bit for bit what it gives in a batch. A product with constant weights, which are packed, has
 one routine for any number of rows, and so have LSTM and GRU.
+
+Requires: recurrent operators that were not taken apart, where they are to be widened.
+Ensures: RNN operators, and products of two computed matrices in padded steps, run over at least two rows; results are
+under the same value names and of the same shapes.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def spare_rows(traced: TracedStep) -> TracedStep:
-    """The pass: RNN operators, and products of two computed matrices, get a copy of their first row behind the last.
+    """Put a copy of the first row behind the last one of RNN operators and of products of two computed matrices.
 
     Of products only those of steps whose rows are padded to the longest chunk among them. Where there are caches each
     row has a run of its own, and whole sequences are padded by their own length.

@@ -1,9 +1,9 @@
-"""What a model can be exported as: for which device, in which precision, by which passes."""
+"""The variants that a model can be exported as: device, precision, and the passes that lower a trace to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from statewise.errors import ConfigError
@@ -24,7 +24,7 @@ Pass = Callable[["TracedStep"], "TracedStep"]
 
 @dataclass(frozen=True)
 class VariantPlan:
-    """How one variant comes about."""
+    """The making of one variant."""
 
     device: Literal["cpu", "cuda"]
     precision: Literal["float32", "float16", "int8", "int4"]
@@ -32,12 +32,14 @@ class VariantPlan:
     """For the command's help."""
     passes: tuple[Pass, ...] = ()
     """Applied to every traced step, in this order."""
+    quantization: Pass | None = None
+    """Applied last, where products are computed in few bits."""
     attention: Literal["gqa", "standard"] = "gqa"
-    """What attention over a cache becomes: GroupQueryAttention, or ONNX's own operators, which take ragged rows."""
+    """Operators for attention over a cache: GroupQueryAttention, or ONNX's own operators, which take ragged rows."""
 
     @property
     def state_dtype(self) -> Literal["float32", "float16"]:
-        """What the variant's state is held in."""
+        """Number type of the variant's state."""
         return "float16" if self.precision == "float16" else "float32"
 
     @property
@@ -49,7 +51,12 @@ class VariantPlan:
         """Return the traced step after all passes."""
         for lowered_by in self.passes:
             traced = lowered_by(traced)
-        return traced
+        return self.quantization(traced) if self.quantization else traced
+
+    def in_float32(self) -> VariantPlan:
+        """Return the same plan without quantization or half precision: the same nodes, rounded nowhere."""
+        passes = tuple(lowered_by for lowered_by in self.passes if lowered_by is not to_float16)
+        return replace(self, precision="float32", passes=passes, quantization=None)
 
 
 VARIANTS: dict[str, VariantPlan] = {
@@ -63,13 +70,15 @@ VARIANTS: dict[str, VariantPlan] = {
         "cpu",
         "int8",
         "a third of the memory and about twice as fast at any number of rows; next to no loss",
-        (order_sums, expand_cells, spare_rows, merge_products, int8_products),
+        (order_sums, expand_cells, spare_rows, merge_products),
+        quantization=int8_products,
     ),
     "cpu-int4": VariantPlan(
         "cpu",
         "int4",
         "the least memory and the fastest for one stream, but slower than cpu-int8 for many; some loss",
-        (order_sums, expand_cells, spare_rows, merge_products, int4_products),
+        (order_sums, expand_cells, spare_rows, merge_products),
+        quantization=int4_products,
     ),
     "cuda-float16": VariantPlan(
         "cuda", "float16", "for a GPU: half the memory, products in half precision; norms in float32", (to_float16,)

@@ -21,6 +21,8 @@ _DTYPES = {
 }
 
 Branch = Callable[["GraphBuilder"], Sequence[str]]
+Body = Callable[["GraphBuilder", Sequence[str]], tuple[str, Sequence[str]]]
+"""From the state to a boolean, whether to go on, and the next state."""
 
 
 class GraphBuilder:
@@ -50,6 +52,20 @@ class GraphBuilder:
         """`If`: both branches may use any value of this graph, and give the same number of values."""
         branches = [self._branch(then), self._branch(otherwise)]
         return self.node("If", [condition], len(branches[0].output), then_branch=branches[0], else_branch=branches[1])
+
+    def repeat(self, max_times: int, state: Sequence[str], body: Body) -> tuple[str, ...]:
+        """`Loop`: compute the state anew, at least once, until the body says that it is enough."""
+        inner = self.subgraph()
+        names = [inner.new_name() for _ in state]
+        goes_on, computed = body(inner, names)
+        outputs = [inner.Identity(value) for value in (goes_on, *computed)]
+        infos = [
+            helper.make_tensor_value_info(inner.new_name(), TensorProto.INT64, []),
+            helper.make_tensor_value_info(inner.new_name(), TensorProto.BOOL, []),
+            *map(untyped, names),
+        ]
+        graph = helper.make_graph(inner.nodes, "body", infos, [untyped(name) for name in outputs])
+        return self.node("Loop", [self.constant(max_times), "", *state], len(state), body=graph)
 
     def subgraph(self) -> GraphBuilder:
         """A builder for a graph nested in this one."""

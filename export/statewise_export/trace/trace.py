@@ -39,8 +39,8 @@ from statewise_export.trace.traced_modules import (
     NextOutputs,
     Shown,
 )
+from statewise_training.families.shared.lowering import attention_lowering
 from statewise_training.families.shared.state import zero_state
-from statewise_training.families.transformer.attention import attention_lowering
 
 State = tuple[Tensor, ...]
 

@@ -145,13 +145,11 @@ def _check_source(source: NDArray[Any] | None, spec: ModelSpec) -> None:
     check_items(source, spec.source, "source")
 
 
-def check_length(length: int, most: int, field: str) -> None:
-    """Raise InvalidRequestError for a sequence of too many items."""
+def check_length(length: int, most: int, field: str, num_around: int = 0) -> None:
+    """Raise InvalidRequestError for a sequence of too many items, of which so many special tokens surround a text."""
     if length > most:
-        raise InvalidRequestError(
-            f"has {length} items, start and end tokens included; at most {most} are allowed",
-            field=field,
-        )
+        included = f"{num_around} special tokens around the text" if num_around else "a start token"
+        raise InvalidRequestError(f"has {length} items, {included} included; at most {most} are allowed", field=field)
 
 
 def check_items(items: NDArray[Any], reads: InputSpec, field: str) -> None:

@@ -64,7 +64,7 @@ def check_embeds(predictor: Predictor) -> None:
 def score_of(answer: Answer, sequence: ReadSequence, predictor: Predictor) -> Score:
     """How probable a model finds one sequence, from the output of its graph."""
     values = np.array(answer["log_probabilities"], np.float32)
-    tokens = sequence.items[sequence.num_start :].tolist() if sequence.items.ndim == 1 else ()
+    tokens = sequence.items[sequence.num_before :].tolist() if sequence.items.ndim == 1 else ()
     return Score(info_of(predictor), values, float(values.sum(dtype=np.float64)), tuple(tokens))
 
 
@@ -96,8 +96,8 @@ def _pieces(ids: list[int], tokenizer: Tokenizer) -> list[str]:
 
 
 def _tags(logits: NDArray[np.float32], sequence: ReadSequence, names: tuple[str, ...]) -> tuple[Tag, ...]:
-    """One tag for each item that was sent, `logits` `[time, labels]`."""
-    logits = logits[sequence.num_start :]
+    """Return one tag for each item that was sent, none for tokens that were added; `logits` `[time, labels]`."""
+    logits = logits[sequence.num_before : len(logits) - sequence.num_after]
     chosen = logits.argmax(axis=1)
     probabilities = np.take_along_axis(_probabilities(logits), chosen[:, None], axis=1)[:, 0].tolist()
     labels = [names[label] for label in chosen]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from statewise.bundles.manifest import Surround
 from statewise.client.items import Items, Text, Tokens, Vectors
 from statewise.errors import DeadlineExceededError, InvalidRequestError
 from statewise.model.spec import InputSpec, RealInput
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from statewise_server.engine.generation.engine import Engine
     from statewise_server.engine.whole_sequences.predictor import Predictor
 
+NO_SURROUND = Surround()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadSequence:
@@ -27,8 +30,10 @@ class ReadSequence:
 
     items: NDArray[Any]
     """int64 `[time]` or float32 `[time, features]`, at least one item, those around it included."""
-    num_start: int
-    """Items before the first one that was sent."""
+    num_before: int = 0
+    """Tokens added before the items that were sent: a start token, or those before a text."""
+    num_after: int = 0
+    """Tokens added after a text."""
     spans: tuple[tuple[int, int], ...] = ()
     """Of text, where they are asked for: the first character of each item sent, and the one behind its last."""
 
@@ -45,10 +50,8 @@ class Reader:
     """Of the longest sequence, the tokens around it included."""
     start: tuple[int, ...] = ()
     """Put before every sequence of tokens."""
-    before_text: tuple[int, ...] = ()
-    """Put before a text only, behind `start`."""
-    behind_text: tuple[int, ...] = ()
-    """Put behind a text only."""
+    surround: Surround = NO_SURROUND
+    """Put around a text; token ids are read as they are."""
     may_be_empty: bool = False
     """Whether the start token alone is a sequence."""
     with_spans: bool = False
@@ -77,20 +80,20 @@ class Reader:
             manifest.model.source,
             engine.tokenizer,
             manifest.model.max_source_positions,
-            before_text=_some(special.source_start),
-            behind_text=_some(special.source_end),
+            surround=special.surround or NO_SURROUND,
         )
 
     @classmethod
     def of_inputs(cls, predictor: Predictor) -> Reader:
-        """The reader of whole sequences; a model that generates has its start token before each, others none."""
-        manifest = predictor.manifest
+        """The reader of whole sequences: a start token before each where the model generates, else texts surrounded."""
+        manifest, special = predictor.manifest, predictor.manifest.special_tokens
         return cls(
             manifest.name,
             manifest.model.input,
             predictor.tokenizer,
             predictor.max_items,
-            start=_some(manifest.special_tokens.start) if manifest.model.generates else (),
+            start=_some(special.start) if manifest.model.generates else (),
+            surround=NO_SURROUND if manifest.model.generates else special.surround or NO_SURROUND,
             with_spans=True,
         )
 
@@ -99,7 +102,7 @@ class Reader:
         if isinstance(given, Vectors) != isinstance(self.reads, RealInput):
             raise InvalidRequestError(f"model {self.model!r} reads {wanted_kind(self.reads)}", field=field)
         if isinstance(given, Vectors):
-            sequence = ReadSequence(self._vectors(given, field), 0)
+            sequence = ReadSequence(self._vectors(given, field))
         elif isinstance(given, Text):
             sequence = self._text(given.text, field)
         else:
@@ -128,10 +131,10 @@ class Reader:
     def _text(self, text: str, field: str) -> ReadSequence:
         ids, spans = self._encode(text, field) if text else ([], ())
         self._check_content(len(ids), field)
-        before, behind = (self.before_text, self.behind_text) if ids else ((), ())
-        whole = [*self.start, *before, *ids, *behind]
-        check_length(len(whole), self.max_items, field)
-        return ReadSequence(np.array(whole, np.int64), len(self.start) + len(before), spans)
+        around = self.surround if ids else NO_SURROUND
+        before, after = (*self.start, *around.before), around.after
+        check_length(len(before) + len(ids) + len(after), self.max_items, field, around.num_tokens)
+        return ReadSequence(np.array([*before, *ids, *after], np.int64), len(before), len(after), spans)
 
     def _encode(self, text: str, field: str) -> tuple[list[int], tuple[tuple[int, int], ...]]:
         if self.tokenizer is None:

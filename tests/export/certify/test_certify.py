@@ -15,19 +15,20 @@ from onnx import helper
 
 import statewise_export.choosing.mixture
 import statewise_export.choosing.sampler
-import statewise_export.pipeline
+import statewise_export.variant
 from statewise.bundles.certificate import Certificate, check_certificate
 from statewise.bundles.reader import find_bundle, open_bundle
 from statewise.model.spec import MixtureHead
 from statewise.plugins import load_plugin
-from statewise_export.certify.certify import BATCH_SIZES, CHUNKS, PROMPT_LENGTHS, certify
-from statewise_export.certify.token_agreement import NUM_GENERATED
+from statewise_export.certify.certify import certify
+from statewise_export.certify.steps.outputs import CHUNKS
+from statewise_export.certify.trial import BATCH_SIZES, NUM_GENERATED, PROMPT_LENGTHS, Trial
 from statewise_export.choosing.mixture import add_mixture_sampler
 from statewise_export.choosing.sampler import Sampled, add_sampler
-from statewise_export.pipeline import Exported, export_checkpoint, reference_of, scale_of
-from statewise_export.report import checks
+from statewise_export.pipeline import Exported, export_checkpoint
 from statewise_export.trace.builder import GraphBuilder
 from statewise_export.trace.trace import TracedStep, trace_mixed, trace_step
+from statewise_export.variant import Tracer
 from statewise_training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.models import MODELS, draft_of, make_checkpoint
 
@@ -59,19 +60,22 @@ def export_traced(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.Mo
     """Export the checkpoint with another step in place of its own."""
 
     def export_it(step: TracedStep) -> Exported:
-        monkeypatch.setattr(statewise_export.pipeline, "trace_step", lambda *_: step)
+        monkeypatch.setattr(statewise_export.variant, "trace_step", lambda *_: step)
         return export_checkpoint(checkpoint, tmp_path / "models")
 
     return export_it
 
 
 def missed(exported: Exported, repository: Path) -> set[str]:
-    """Assert that no bundle was made; return the names of the checks that were missed."""
+    """Assert that no bundle was made; return the names of the checks of graphs that were missed.
+
+    Answers of the engine, which runs the same graphs, may be wrong too.
+    """
     assert exported.folder is None
     (certificate,) = exported.certificates
     assert not certificate.passed
     assert [path.name for path in repository.rglob("*") if path.is_file()] in ([], [".lock"])
-    return {check.name for check in checks(certificate) if not check.passed}
+    return {c.name for c in certificate.checks if not c.passed and not c.name.startswith("served: ")}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -114,7 +118,7 @@ def test_a_model_with_few_positions_is_certified(tmp_path: Path) -> None:
     sizes = {"features": 2, "hidden_size": 8, "num_layers": 1, "num_heads": 1, "max_positions": 2}
     few = make_checkpoint("few", tmp_path / "few", options={"plugin": "transformer", **sizes})
 
-    certificate = certify(draft_of(few), "cpu-float32", reference_of(few), scale_of(few))
+    certificate = certify(Trial(draft_of(few), "cpu-float32", Tracer(few)))
 
     assert certificate.passed
     assert max(case.prompt_length for case in certificate.cases if case.graph == "step") == 1
@@ -249,7 +253,7 @@ def test_a_mixed_step_with_other_weights_is_missed(tmp_path: Path, monkeypatch: 
         name = next(name for name in traced.weights if name.endswith("layers.0.up.bias"))
         return replace(traced, weights=traced.weights | {name: traced.weights[name] + 1e-3})
 
-    monkeypatch.setattr(statewise_export.pipeline, "trace_mixed", nudged)
+    monkeypatch.setattr(statewise_export.variant, "trace_mixed", nudged)
     exported = export_checkpoint(checkpoint, tmp_path / "models")
 
     assert missed(exported, tmp_path / "models") == {"outputs against PyTorch", "row alone = row in a batch"}

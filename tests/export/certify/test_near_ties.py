@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from statewise.rules.sampling import SamplingParams, Uniforms, choose
-from statewise_export.certify.near_ties import is_near_tie
+from statewise_export.certify.steps.near_ties import is_near_tie
 
 NONE = np.empty(0, np.int64)
 TOLERANCE = 1e-4

@@ -10,8 +10,10 @@ import pytest
 
 from statewise.bundles.reader import open_bundle
 from statewise_export.certify import certify
-from statewise_export.certify.inputs import Scale
-from statewise_export.pipeline import export_checkpoint, reference_of
+from statewise_export.certify import trial as trial_module
+from statewise_export.certify.trial import Trial
+from statewise_export.pipeline import export_checkpoint
+from statewise_export.variant import Tracer
 from statewise_server.runtime.steps.runner import Runner
 from tests.models import make_checkpoint
 
@@ -29,7 +31,7 @@ def test_an_encoder_decoder_is_certified_with_sources_of_every_length(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sources of one item, odd numbers and the most there may be share batches, and every comparison passes."""
-    monkeypatch.setattr(certify, "NUM_GENERATED", 30)
+    monkeypatch.setattr(trial_module, "NUM_GENERATED", 30)
     options = {"vocabulary_size": 31, "hidden_size": 16, "max_source_positions": LONGEST, **FAMILIES[family]}
     if "source_features" not in options:
         options["source_vocabulary_size"] = 31
@@ -61,5 +63,5 @@ def _check_that_damage_is_found(checkpoint: Any, folder: Path, monkeypatch: pyte
 
     for fault in (swapped, padded):
         monkeypatch.setattr(Runner, "encode", fault)
-        remade = certify.certify(open_bundle(folder), "cpu-float32", reference_of(checkpoint), Scale())
+        remade = certify.certify(Trial(open_bundle(folder), "cpu-float32", Tracer(checkpoint)))
         assert not remade.passed

@@ -14,7 +14,7 @@ from tests.export.choosing.sampler_rows import LARGEST, Row, run
 
 
 def company(size: int = 1003) -> list[Row]:
-    """Make a batch of every kind of row: greedy, unrestricted, restricted, flat, biased and penalized."""
+    """Make a batch of every kind of row: greedy, unrestricted, restricted, flat, all equal, biased and penalized."""
     rng = np.random.default_rng(5)
     kinds = [
         (1.0, GREEDY),
@@ -28,6 +28,9 @@ def company(size: int = 1003) -> list[Row]:
         (0.5, SamplingParams(top_k=300)),
         (3.0, SamplingParams(temperature=1.5, top_p=0.99999)),
         (0.5, SamplingParams(top_k=300, top_p=0.8, min_p=0.1)),
+        (0.0, SamplingParams(top_k=700)),
+        (0.0, SamplingParams(top_k=150, top_p=0.99)),
+        (0.0, SamplingParams(top_p=0.6)),
     ]
     return [
         Row(
@@ -76,7 +79,7 @@ def border_of(row: Row) -> tuple[np.float32, np.float32]:
 @pytest.mark.parametrize("size", [1003, 2000])
 def test_a_draw_at_the_very_border_does_not_depend_on_its_company(size: int) -> None:
     """The last number that gives one token and the first that gives another do so in every batch: no bit differs."""
-    rows = [row for row in company(size)[:11] if not row.params.is_greedy]
+    rows = [row for row in company(size)[:14] if not row.params.is_greedy]
     at_borders = [
         [replace(row, uniform=number) for row, number in zip(rows, side, strict=True)]
         for side in zip(*map(border_of, rows), strict=True)

@@ -11,7 +11,7 @@ from onnx import helper
 from statewise.plugins import load_plugin
 from statewise_export.passes.variants import VARIANTS
 from statewise_export.trace.trace import TracedStep, trace_step
-from statewise_training.families.transformer.attention import attention_lowering
+from statewise_training.families.shared.lowering import attention_lowering
 from tests.export.passes.residency import crossings
 
 FLOAT16, FLOAT32 = "cuda-float16", "cuda-float32"

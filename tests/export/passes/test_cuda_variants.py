@@ -17,18 +17,19 @@ from statewise.errors import ConfigError
 from statewise.model.spec import ModelSpec, ValueHead
 from statewise.plugins import load_plugin
 from statewise_export.certify.certify import certify
+from statewise_export.certify.trial import Trial
 from statewise_export.passes.float16 import to_float16
-from statewise_export.pipeline import reference_of, scale_of
 from statewise_export.trace.graphs import finish_model, step_graph
 from statewise_export.trace.trace import TracedStep, trace_step
 from statewise_export.trace.weights import write_weights
+from statewise_export.variant import Tracer
 from statewise_server.runtime.ort.providers import why_not
 from statewise_server.runtime.ort.sessions import create_session
 from statewise_server.runtime.steps.runner import Runner
 from statewise_training.families.shared.standardized import Standardized
 from statewise_training.reference.decoding import ReferenceDecoder
 from tests.export.conftest import Statewise
-from tests.models import checkpoint_of, draft_bundle
+from tests.models import checkpoint_of, draft_bundle, reference_decoder
 
 FLOAT16, FLOAT32 = "cuda-float16", "cuda-float32"
 
@@ -53,9 +54,7 @@ def test_a_variant_for_cuda_computes_what_pytorch_computes(name: str, variant: s
     """Every comparison of the certificate passes within the variant's tolerances where the CPU runs the graphs."""
     checkpoint = checkpoint_of(name)
 
-    certificate = certify(
-        draft_bundle(name, variant), variant, reference_of(checkpoint), scale_of(checkpoint), device="cpu"
-    )
+    certificate = certify(Trial(draft_bundle(name, variant), variant, Tracer(checkpoint), device="cpu"))
 
     assert certificate.passed
     assert certificate.tolerances.batch == "within"
@@ -218,7 +217,7 @@ def test_rows_near_their_end_are_fed_without_padding() -> None:
     )
 
     assert runs == [1, 1]
-    expected = reference_of(checkpoint_of("transformer")).outputs([prompt, prompt[:18]])
+    expected = reference_decoder("transformer").outputs([prompt, prompt[:18]])
     assert result.outputs is not None
     for row in range(2):
         np.testing.assert_allclose(result.outputs[row], expected[row][-1], atol=1e-5)

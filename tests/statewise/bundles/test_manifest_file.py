@@ -72,10 +72,16 @@ def test_a_repeated_field_is_refused() -> None:
 
 def test_a_newer_schema_names_the_release_to_use() -> None:
     """A bundle of a later release tells the user which one to install."""
-    newer = seal_manifest(content(schema_version=2, created_with={"statewise": "7.0.0"}, shiny=True))
+    newer = seal_manifest(content(schema_version=3, created_with={"statewise": "7.0.0"}, shiny=True))
 
-    with pytest.raises(BundleError, match=r"schema version 2 is newer .* use statewise 7\.0\.0 or later"):
+    with pytest.raises(BundleError, match=r"schema version 3 is newer .* use statewise 7\.0\.0 or later"):
         decode_manifest(newer)
+
+
+def test_an_older_schema_asks_for_another_export() -> None:
+    """A bundle from before the schema changed is to be exported again."""
+    with pytest.raises(BundleError, match=r"schema version 1 is older .* export the model again"):
+        decode_manifest(seal_manifest(content(schema_version=1)))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,7 @@ def test_a_newer_schema_names_the_release_to_use() -> None:
         ({"files": {"../../etc/passwd": HASH}}, "plain file name"),
         ({"files": {"a": "not a hash"}}, "files.a"),
         ({"variants": {}}, "variants"),
-        ({"schema_version": "1"}, "schema_version"),
+        ({"schema_version": "2"}, "schema_version"),
     ],
 )
 def test_a_wrong_or_unknown_field_is_named(changes: dict[str, Any], field: str) -> None:

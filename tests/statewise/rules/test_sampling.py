@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as stn
 from statewise.errors import InvalidRequestError
 from statewise.rules.sampling import (
     GREEDY,
-    GRID,
     HEAD,
     MAX_LOGIT_BIAS_ENTRIES,
     FloatArray,
@@ -21,6 +20,7 @@ from statewise.rules.sampling import (
     choose,
     log_softmax,
 )
+from tests.statewise.rules.oracle import probabilities_by_sorting
 
 LARGEST = np.nextafter(np.float32(1), np.float32(0))
 """The largest uniform number that there is."""
@@ -180,37 +180,33 @@ def test_restricted_draws_follow_the_renormalized_distribution() -> None:
 
 @pytest.mark.parametrize(
     ("params", "num_kept"),
-    [(SamplingParams(top_p=0.5), 380), (SamplingParams(top_k=300), 300), (SamplingParams(min_p=0.6), 511)],
+    [(SamplingParams(top_p=0.5), 380), (SamplingParams(top_k=150), 150), (SamplingParams(min_p=0.6), 511)],
 )
 def test_draws_behind_the_head_follow_the_renormalized_distribution(params: SamplingParams, num_kept: int) -> None:
     """20,000 draws from some hundreds of 1,000 tokens fit the shares of those kept, in ten bins (p > 0.001)."""
     logits = np.random.default_rng(4).permutation(np.linspace(-1, 0, 1000)).astype(np.float32)
-    order = np.argsort(-logits)
-    rank = np.argsort(order)
-    ends = probabilities(logits)[order].cumsum() / probabilities(logits)[order][:num_kept].sum()
-    drawn = rank[[choose(logits, params, u) for u in Uniforms(20_111).take(0, 20_000)]]
+    expected = probabilities_by_sorting(logits, params)
+    drawn = np.bincount([choose(logits, params, u) for u in Uniforms(20_111).take(0, 20_000)], minlength=1000)
+    bins = np.array_split(np.argsort(-logits)[:num_kept], 10)
+    observed, probable = (
+        np.array([values[ids].sum() for ids in bins]) for values in (drawn, 20_000 * expected)
+    )  # fmt: skip
 
-    # The group where the limit lies is kept in part: nine bins end before it, the last one holds it.
-    group = int(GRID * 1000)
-    bins = np.linspace(0, num_kept - group, 10).astype(int)
-    expected = 20_000 * np.diff([0, *ends[bins[1:] - 1], 1])
-    counts = np.histogram(drawn, [*bins, 1000])[0]
-
-    assert drawn.max() < num_kept + group
-    assert ((counts - expected) ** 2 / expected).sum() < 27.88
-
-
-@pytest.mark.parametrize("params", [SamplingParams(top_p=0.5), SamplingParams(top_k=500)])
-def test_of_equals_behind_the_head_each_keeps_the_same_part(params: SamplingParams) -> None:
-    """Of 1,000 equally probable tokens, the head's draw twice as often as they would, the others alike, by ten bins."""
-    logits = np.zeros(1000, np.float32)
-    expected = np.full(1000, (500 - HEAD) / (1000 - HEAD) / 500)
-    expected[:HEAD] = 1 / 500
-
-    counts = np.bincount([choose(logits, params, u) for u in Uniforms(7).take(0, 20_000)], minlength=1000)
-    observed, probable = (values.reshape(10, 100).sum(axis=1) for values in (counts, 20_000 * expected))
-
+    assert np.count_nonzero(expected) == num_kept
+    assert observed.sum() == 20_000
     assert ((observed - probable) ** 2 / probable).sum() < 27.88
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_p=0.5), SamplingParams(top_k=512)])
+def test_of_equals_the_lowest_ids_are_kept(params: SamplingParams) -> None:
+    """Of 1,024 equally probable tokens the lower half of the ids is drawn, each alike, by eight bins (p > 0.001)."""
+    logits = np.zeros(1024, np.float32)
+
+    counts = np.bincount([choose(logits, params, u) for u in Uniforms(7).take(0, 20_000)], minlength=1024)
+    observed = counts[:512].reshape(8, 64).sum(axis=1)
+
+    assert observed.sum() == 20_000
+    assert ((observed - 2500) ** 2 / 2500).sum() < 24.33
 
 
 def test_penalties_follow_their_formulas() -> None:

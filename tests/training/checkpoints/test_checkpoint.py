@@ -11,7 +11,8 @@ import torch
 from statewise.bundles.manifest import SpecialTokens
 from statewise.errors import ConfigError
 from statewise.plugins import load_plugin
-from statewise_training.checkpoints.checkpoint import Standardization, load_checkpoint, save_checkpoint
+from statewise_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from statewise_training.data.standardization import Standardization
 from statewise_training.data.tokenizers import byte_level
 
 
@@ -173,7 +174,8 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"plugin": "hmm"}, "no plugin named 'hmm'"),
         ({"config": {"hidden_size": 3}}, "vocabulary_size"),
         ({"config": {"vocabulary_size": 11, "depth": 3}}, "depth"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 3}, "schema_version"),
+        ({"schema_version": 1}, "train or save it again"),
         ({"extra": 1}, "extra"),
         ({"files": {"../weights": "0" * 64}}, "files"),
         ({"files": {}}, "files"),

@@ -17,7 +17,7 @@ import transformers
 from tokenizers import processors
 from transformers import BartConfig, MarianConfig, MBartConfig, PegasusConfig, PreTrainedModel
 
-from statewise.bundles.manifest import SpecialTokens
+from statewise.bundles.manifest import SpecialTokens, Surround
 from statewise.errors import ConfigError
 from statewise.rules.sampling import GREEDY
 from statewise_training.checkpoints.checkpoint import Checkpoint, load_checkpoint
@@ -206,7 +206,7 @@ def test_special_tokens_around_a_source_are_those_of_the_tokenizer(bart: Path, t
 
     special = imported(bart, tmp_path / "out").special_tokens
 
-    assert special == SpecialTokens(start=1, end=1, source_start=0, source_end=1)
+    assert special == SpecialTokens(start=1, end=1, surround=Surround(before=(0,), after=(1,)))
 
 
 @pytest.mark.parametrize(

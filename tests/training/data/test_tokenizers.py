@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from statewise.errors import ConfigError
+from statewise.rules.text import load_tokenizer
 from statewise_training.config import BPETokenizer, ByteTokenizer, CharacterTokenizer, FileTokenizer
 from statewise_training.data import tokenizers
-from statewise_training.data.tokenizers import load_tokenizer, make_encoder
+from statewise_training.data.tokenizers import make_encoder
 
 TEXTS = ["def f(x):\r\n\treturn x + 1\n\n", "naïve café, 日本語 <end> \N{GRINNING FACE}"]
 BYTES = make_encoder(ByteTokenizer(kind="bytes"), TEXTS)

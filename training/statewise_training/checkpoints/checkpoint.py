@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import safetensors.numpy
-from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, ValidationError
 from torch import nn
 
 from statewise.bundles.manifest import FileName, ModelName, Sha256, SpecialTokens
@@ -30,7 +28,9 @@ from statewise.model.spec import Strict
 from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
 from statewise.versions import installed_versions
 from statewise_training.checkpoints.held_out import Items, Pair, read_items, read_pairs, to_tensors
+from statewise_training.checkpoints.surround import with_surround
 from statewise_training.checkpoints.weights import load_weights, read_weights, save_weights
+from statewise_training.data.standardization import Standardization
 from statewise_training.families.shared.standardized import Standardized, StandardizedInput
 
 CHECKPOINT_FILE = "checkpoint.json"
@@ -39,40 +39,10 @@ TOKENIZER_FILE = "tokenizer.json"
 HELD_OUT_FILE = "heldout.safetensors"
 
 
-class Standardization(Strict):
-    """What was subtracted from each feature of a series, and what it was then divided by."""
-
-    mean: tuple[FiniteFloat, ...]
-    deviation: tuple[FiniteFloat, ...]
-
-    @model_validator(mode="after")
-    def _sizes_agree(self) -> Standardization:
-        if len(self.mean) != len(self.deviation) or any(value <= 0 for value in self.deviation):
-            raise ValueError("mean and deviation need one number per feature, deviations above 0")
-        return self
-
-    @classmethod
-    def of(cls, bodies: Sequence[NDArray[np.float32]]) -> Standardization:
-        """That of all series together, `[time, features]` each. Raises ConfigError where a feature never changes."""
-        values = np.concatenate(bodies).astype(np.float64)
-        deviation = values.std(axis=0)
-        constant = np.flatnonzero(deviation == 0)
-        if len(constant):
-            raise ConfigError(
-                f"data.standardize: feature {constant[0]} of the training part never changes; leave it out"
-            )
-        return cls(mean=values.mean(axis=0).tolist(), deviation=deviation.tolist())
-
-    def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The series, standardised."""
-        mean, deviation = (np.array(part, np.float32) for part in (self.mean, self.deviation))
-        return (values - mean) / deviation
-
-
 class CheckpointRecord(Strict):
     """`checkpoint.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: ModelName
     plugin: str
     config: dict[str, Any]
@@ -154,9 +124,11 @@ def save_checkpoint(
     """Write a model to a folder, which is made if need be; other files in it stay.
 
     `held_out`: items `[time]` or `[time, features]`, or pairs, that the model was not trained on, not standardised; the
-    first of them are kept, and `statewise export` measures on them what quantization costs.
-    Raises ConfigError for a name that no model can have.
+    first of them are kept, and `statewise export` measures on them what quantization costs. The tokens around a text
+    that an encoder reads (`special_tokens.surround`) are those that the tokenizer adds, unless they are given.
+    Raises ConfigError for a name that no model can have, and for special tokens that cannot be used.
     """
+    special_tokens = with_surround(special_tokens, load_plugin(plugin_name).spec(config), tokenizer_file)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(module, folder / WEIGHTS_FILE)
     files = {WEIGHTS_FILE: hash_file(folder / WEIGHTS_FILE)}
@@ -233,6 +205,8 @@ def _read_record(folder: Path) -> CheckpointRecord:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if isinstance(content, dict) and content.get("schema_version") == 1:
+        raise ConfigError(f"{path}: schema_version 1 is older than this release reads (2); train or save it again")
     try:
         return CheckpointRecord.model_validate(content)
     except ValidationError as error:

@@ -54,10 +54,12 @@ def import_(
     config, special = imported.config, imported.special_tokens
     ends = ", ".join(map(str, (special.end, *special.other_ends)))
     size = f"{config.num_layers} layers, width {config.hidden_size}, vocabulary {config.vocabulary_size}"
+    surround = special.surround
+    around = f"; around a source: {list(surround.before)} and {list(surround.after)}" if surround else ""
     for line in (
         f"{imported.name}: {size}, {config.max_positions} positions",
         f"tokenizer: {'tokenizer.json' if imported.has_tokenizer else _NO_TOKENIZER}",
-        f"start token: {special.start}, end token{'s' if special.other_ends else ''}: {ends}",
+        f"start token: {special.start}, end token{'s' if special.other_ends else ''}: {ends}{around}",
         f"checkpoint: {output}",
     ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)

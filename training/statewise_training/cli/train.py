@@ -35,8 +35,8 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Insist on a run to go on with. An unfinished run is resumed without this; a complete one "
-            "is trained on with this and a larger trainer.max_epochs or max_steps.",
+            help="Require a run to resume. An unfinished run is resumed without this option; a complete one "
+            "is trained on with it and a larger trainer.max_epochs or max_steps.",
         ),
     ] = False,
     force: Annotated[
@@ -45,19 +45,22 @@ def train(
 ) -> None:
     """Train a sequence model and leave a checkpoint folder, ready for `statewise export`.
 
-    Given again, the same command goes on with a run that was broken off.
+    The same command, given again, resumes an interrupted run.
 
     The folder holds the weights, the tokenizer, the configuration, the log, a picture of it and a summary.
+
+    Exits with 1 where the model is worse than a prediction that ignores the input; trainer.allow_diverged accepts that.
     """
     from statewise_training.config_file import load_config
 
     settings = load_config(config, overrides or [], output)
     if resume and force:
-        raise typer.BadParameter("--resume goes on with a run, --force removes it: give one of them")
+        raise typer.BadParameter("--resume continues a run, --force removes it: give one of them")
     # Only now torch and Lightning, which take seconds to import: a mistake in the file is told at once.
     from rich.console import Console
 
     from statewise_training.run import run
+    from statewise_training.run.divergence import check_learnt
 
     console = Console()
     try:
@@ -67,6 +70,7 @@ def train(
         raise typer.Exit(130) from stop
     if summary is not None:
         _report(summary, settings.folder, console)
+        check_learnt(summary, settings, console)
 
 
 def _report(summary: Summary, folder: Path, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""From documents to batches: the held-out split, chunks in memory, the endless stream of training batches."""
+"""The held-out split, chunks of documents in memory, and the endless stream of training batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Body = TypeVar("Body", str, Series)
 Items = NDArray[np.int32] | NDArray[np.float32]
 
 _ENOUGH_DOCUMENTS = 20
-"""From this many on, whole documents are held out; of fewer, the end of each."""
+"""With at least this many, whole documents are held out; with fewer, the end of each."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Document(Generic[Body]):
 
 
 def split(bodies: Sequence[Body], held_out: float, seed: int) -> tuple[list[Document[Body]], list[Document[Body]]]:
-    """Training and held-out documents; about `held_out` of all items is in the second.
+    """Return training and held-out documents; about `held_out` of all items is in the second.
 
     Raises ConfigError where one of the two would be empty.
     """
@@ -83,11 +83,13 @@ class Batch(NamedTuple):
     source_lengths: Tensor | None = None
     per_sequence: bool = False
     """Whether there is one target for each row, and not one for each item."""
+    num_added: int = 0
+    """Items of each row that `mask` leaves out although they are real: the special tokens around a text."""
 
     @property
     def lengths(self) -> Tensor:
         """How many items of each row are real."""
-        return self.mask.sum(1)
+        return self.mask.sum(1) + self.num_added
 
     @property
     def num_predictions(self) -> int:
@@ -143,9 +145,9 @@ class Chunks:
 
 
 class TrainingStream:
-    """Shuffled batches without end, of which batch `k` is a function of the seed and `k` alone.
+    """Endless shuffled batches; batch `k` depends on the seed and `k` alone.
 
-    So a run that resumes at step `k` goes on with the batch it would have had. Epochs follow one
+    So a run that resumes at step `k` gets the batch that it would have had. Epochs follow one
     another without a gap: each chunk comes once in each, and every batch is full.
     """
 
@@ -179,7 +181,7 @@ class TrainingStream:
 
 
 class Rounds:
-    """What Lightning iterates: one pass gives the batches from the current step to the end of its round."""
+    """The batches that Lightning iterates over: one pass goes from the current step to the end of its round."""
 
     def __init__(
         self, stream: TrainingStream, *, steps_per_round: int, num_steps: int, current_step: Callable[[], int]

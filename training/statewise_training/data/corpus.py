@@ -1,4 +1,4 @@
-"""Reading training data: texts and series, each document with the errors a user can act on."""
+"""Reading texts and series, with errors that name the file, the place in it and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from statewise_training.config import CorpusData, JSONLData, SeriesData, TextDat
 
 
 def read_texts(data: CorpusData | TextData | JSONLData) -> list[str]:
-    """Every document, in an order that depends on the data alone.
+    """Return every document, in an order that depends on the data alone.
 
     Raises ConfigError naming the file, and the line or the byte offset.
     """
@@ -52,7 +52,7 @@ def python_docs() -> list[str]:
 
 
 def read_series(data: SeriesData) -> list[Series]:
-    """Every series, float32 `[time, features]`. Raises ConfigError naming the file and the line or row."""
+    """Return every series, float32 `[time, features]`. Raises ConfigError naming the file and the line or row."""
     paths = expand(data.files)
     series = [series_of_file(path, data.columns, setting="data.columns") for path in paths]
     for path, values in zip(paths, series, strict=True):
@@ -64,7 +64,7 @@ def read_series(data: SeriesData) -> list[Series]:
 
 
 def expand(patterns: Sequence[str], setting: str = "data.files") -> list[Path]:
-    """The files that paths and glob patterns name, sorted. Raises ConfigError, naming the setting, for none."""
+    """Return the files that paths and glob patterns name, sorted. Raises ConfigError, naming the setting, for none."""
     paths: set[Path] = set()
     for pattern in patterns:
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207 # Path.glob takes no absolute pattern
@@ -82,7 +82,10 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object of a JSON Lines file, with its place for errors. Raises ConfigError for what is no object."""
+    """Return every object of a JSON Lines file, with its place for errors.
+
+    Raises ConfigError for a line that is no object.
+    """
     # Not splitlines(), which also splits at characters that JSON allows inside a string.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -101,14 +104,14 @@ def _parse_line(line: str, place: str) -> dict[str, Any]:
 
 
 def member(record: dict[str, Any], field: str, place: str, setting: str) -> Any:
-    """The member of an object. Raises ConfigError, naming the setting that chooses it, where there is none."""
+    """Return the member of an object. Raises ConfigError, naming the setting that chooses it, where there is none."""
     if field not in record:
         raise ConfigError(f"{place}: no member {field!r} (it has {', '.join(record)}); set {setting}")
     return record[field]
 
 
 def text_member(record: dict[str, Any], field: str, place: str, setting: str) -> str:
-    """The member of an object that is a text. Raises ConfigError where it is none."""
+    """Return the member of an object that is a text. Raises ConfigError where it is none."""
     text = member(record, field, place, setting)
     if not isinstance(text, str):
         raise ConfigError(f"{place}: {field!r} must be a string, got {type(text).__name__}")

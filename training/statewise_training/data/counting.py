@@ -1,4 +1,4 @@
-"""Counts of which token follows which, and the probabilities that follow from them."""
+"""Counts of pairs of neighbouring tokens, and the probabilities estimated from them."""
 
 from __future__ import annotations
 

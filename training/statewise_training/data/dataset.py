@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from statewise.bundles.manifest import Surround
 from statewise.errors import ConfigError
 from statewise.model.spec import RealInput, TokenInput
 from statewise.plugins import DataSpec, item_size
-from statewise_training.checkpoints.checkpoint import Standardization
 from statewise_training.config import LabelledData, PairsData, SeriesData, TrainConfig
 from statewise_training.data.chunks import Chunks, Document, Items, split
 from statewise_training.data.corpus import read_series, read_texts
@@ -21,7 +21,9 @@ from statewise_training.data.labelled.prepare import prepare_labelled
 from statewise_training.data.labelled.sequences import LabelledSequences
 from statewise_training.data.pairs.batches import Pairs
 from statewise_training.data.pairs.reading import Pair, read_pairs, split_pairs
+from statewise_training.data.standardization import Standardization
 from statewise_training.data.tokenizers import TextEncoder, make_encoder
+from statewise_training.data.unknown import notes_on
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Dataset:
     held_out_characters: int | None = None
     """Characters of the held-out text, special tokens not counted."""
     standardization: Standardization | None = None
+    notes: tuple[str, ...] = ()
+    """For the user, such as how much of the text the tokenizer does not know."""
 
     @property
     def is_labelled(self) -> bool:
@@ -69,13 +73,15 @@ def _prepare_text(config: TrainConfig) -> Dataset:
     train, held_out = split(read_texts(config.data), config.data.held_out, config.data.split_seed)
     # Fitted to the training part alone: the held-out text must be as unseen as any other.
     encoder = make_encoder(config.text_tokenizer, [document.body for document in train])
+    encoded = [[_encode(document, encoder) for document in part] for part in (train, held_out)]
+    texts = [[document.body for document in part] for part in (train, held_out)]
     return _dataset(
         config,
-        [_encode(document, encoder) for document in train],
-        [_encode(document, encoder) for document in held_out],
+        *encoded,
         spec=DataSpec(TokenInput(vocabulary_size=encoder.vocabulary_size)),
         encoder=encoder,
         held_out_characters=sum(len(document.body) for document in held_out),
+        notes=notes_on(encoder, *zip(texts, encoded, strict=True)),
     )
 
 
@@ -105,19 +111,21 @@ def _prepare_labelled(config: TrainConfig, data: LabelledData) -> Dataset:
         parts.train.documents,
         parts.held_out.documents,
         spec=parts.spec,
-        sha256=_fingerprint(arrays),
+        sha256=_fingerprint([*arrays, *_around(parts.encoder)]),
         encoder=parts.encoder,
         standardization=parts.standardization,
+        notes=parts.notes,
     )
 
 
 def _prepare_pairs(config: TrainConfig, data: PairsData) -> Dataset:
     train, held_out = split_pairs(read_pairs(data), data.held_out, data.split_seed)
-    texts = [text for pair in train for text in (pair.source, pair.target) if isinstance(text, str)]
-    encoder = make_encoder(config.text_tokenizer, texts)
+    encoder = make_encoder(config.text_tokenizer, _texts(train))
     if encoder.special_tokens.start is None or encoder.special_tokens.end is None:
         raise ConfigError("tokenizer: pairs need a token before and behind every target; name both as start and end")
     sides = [_encode_pairs(pairs, encoder) for pairs in (train, held_out)]
+    texts = [_texts(pairs) for pairs in (train, held_out)]
+    ids = [[*side.documents, *(side.sources if isinstance(train[0].source, str) else ())] for side in sides]
     tokens, source = TokenInput(vocabulary_size=encoder.vocabulary_size), train[0].source
     return Dataset(
         *sides,
@@ -127,13 +135,29 @@ def _prepare_pairs(config: TrainConfig, data: PairsData) -> Dataset:
         sha256=_fingerprint([*sides[0].documents, *sides[0].sources, *sides[1].documents, *sides[1].sources]),
         encoder=encoder,
         held_out_characters=sum(len(pair.target) for pair in held_out),
+        notes=notes_on(encoder, *zip(texts, ids, strict=True)),
     )
+
+
+def _texts(pairs: Sequence[Pair]) -> list[str]:
+    """All targets, then all sources that are texts."""
+    return [*(pair.target for pair in pairs), *(pair.source for pair in pairs if isinstance(pair.source, str))]
 
 
 def _encode_pairs(pairs: Sequence[Pair], encoder: TextEncoder) -> Pairs:
     targets = [_encode(Document(pair.target), encoder) for pair in pairs]
-    sources = [encoder.encode(pair.source) if isinstance(pair.source, str) else pair.source for pair in pairs]
-    return Pairs(targets, sources, [pair.place for pair in pairs])
+    sources = [
+        encoder.encode_surrounded(pair.source) if isinstance(pair.source, str) else pair.source for pair in pairs
+    ]
+    has_texts = isinstance(pairs[0].source, str)
+    note = ", with its special tokens," if has_texts and encoder.surround.num_tokens else ""
+    return Pairs(targets, sources, [pair.place for pair in pairs], note)
+
+
+def _around(encoder: TextEncoder | None) -> list[NDArray[np.int32]]:
+    """The special tokens around every text as part of the data's fingerprint; none where there are none."""
+    surround = encoder.surround if encoder else Surround()
+    return [np.array(side, np.int32) for side in (surround.before, surround.after) if surround.num_tokens]
 
 
 def _dataset(config: TrainConfig, train: list[Items], held_out: list[Items], **fields: object) -> Dataset:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from statewise.bundles.manifest import SpecialTokens
+from statewise.bundles.manifest import SpecialTokens, Surround
 from statewise.errors import ConfigError
+from statewise_training.checkpoints.surround import surround_of
 from statewise_training.config import (
     BPETokenizer,
     ByteTokenizer,
@@ -38,11 +39,35 @@ class TextEncoder:
         """Number of ids, special tokens included."""
         return int(self.tokenizer.get_vocab_size())
 
+    @cached_property
+    def surround(self) -> Surround:
+        """Tokens that the tokenizer puts around a text that an encoder reads.
+
+        Raises ConfigError where they are not the same for every text.
+        """
+        return surround_of(self.tokenizer, "tokenizer.file")
+
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the ids of a text, without special tokens: a text that spells `<end>` is only text."""
         encodings = self.tokenizer.encode_batch_fast(list(_pieces(text)), add_special_tokens=False)
         parts = [np.array(encoding.ids, np.int32) for encoding in encodings]
         return np.concatenate(parts) if parts else np.empty(0, np.int32)
+
+    def encode_surrounded(self, text: str) -> NDArray[np.int32]:
+        """Return the ids of a text between the tokens that stand around it; none for a text without a token."""
+        ids = self.encode(text)
+        return np.array([*self.surround.before, *ids, *self.surround.after], np.int32) if len(ids) else ids
+
+    def pieces_of(self, text: str, token: int) -> list[str]:
+        """Return the pieces of a text that have become this token."""
+        pieces = list(_pieces(text))
+        encodings = self.tokenizer.encode_batch(pieces, add_special_tokens=False)
+        return [
+            piece[start:end]
+            for piece, encoding in zip(pieces, encodings, strict=True)
+            for found, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if found == token
+        ]
 
     def encode_with_ends(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the ids of a text, and for each the index of the character behind its last one."""
@@ -141,11 +166,6 @@ def _encoder(tokenizer: Tokenizer, start: str | None, end: str | None) -> TextEn
     tokenizer.no_truncation()
     ids = {name: tokenizer.token_to_id(token) for name, token in (("start", start), ("end", end)) if token}
     return TextEncoder(tokenizer, SpecialTokens(**ids))
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a saved tokenizer, set to encode the spelling of a special token as the text it is."""
-    return _from_file(FileTokenizer(kind="file", file=path)).tokenizer
 
 
 def _pieces(text: str) -> Iterator[str]:

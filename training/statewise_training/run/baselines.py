@@ -1,10 +1,11 @@
-"""What a model must beat: simple predictors of the same held-out items."""
+"""Baselines: simple predictors of the same held-out items."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from statewise_training.data.chunks import Items
 from statewise_training.data.counting import count_pairs, neighbours
@@ -24,6 +25,12 @@ def bigram_bits(train: Sequence[Items], held_out: Sequence[Items], vocabulary_si
     """Bits that an order-1 model takes: (count(a, b) + 1) / (count(a) + vocabulary_size)."""
     probabilities = count_pairs(train, vocabulary_size).probabilities(*neighbours(held_out))
     return float(-np.log2(probabilities).sum())
+
+
+def frequency_nats(train: NDArray[np.int64], held_out: NDArray[np.int64], num_labels: int) -> float:
+    """Nats per label of predicting the frequencies of the training labels, add-one smoothed; indices `[n]` each."""
+    counts = np.bincount(train, minlength=num_labels) + 1
+    return float(-np.log(counts / counts.sum())[held_out].mean())
 
 
 def last_value_error(held_out: Sequence[Items]) -> float:

@@ -14,6 +14,7 @@ from statewise_training.data.dataset import Dataset
 from statewise_training.data.pairs.batches import Pairs
 from statewise_training.run.baselines import (
     bigram_bits,
+    frequency_nats,
     independent_nats,
     last_value_error,
     last_value_nats,
@@ -49,6 +50,8 @@ class Summary(BaseModel):
     """Pairs that were decoded for it."""
     baselines: dict[str, float]
     """By the same measure: bits per character for text, accuracy for labels, else the validation loss."""
+    baseline_loss: float | None = None
+    """Validation loss of a prediction that ignores the input, such as token frequencies; embeddings have none."""
     accuracy: float | None = None
     """Share of the held-out labels that are predicted; of embeddings, by the nearest mean of a label."""
     macro_f1: float | None = None
@@ -83,26 +86,44 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[s
         "data_sha256": dataset.sha256,
     }
     if dataset.is_labelled:
-        return {**figures, **answer_figures(checkpoint, dataset, batch_size)}
+        answers = answer_figures(checkpoint, dataset, batch_size)
+        return {**figures, **answers, "baseline_loss": _answer_baseline(checkpoint, dataset, answers)}
     train, held_out, size = dataset.train_documents, dataset.held_out_documents, dataset.item_size
     if checkpoint.plugin.spec(checkpoint.config).head.kind == "mixture":
         baselines = {"random_walk": last_value_nats(train, held_out), "gaussian": independent_nats(train, held_out)}
-        return {**figures, "unit": "nats per item", "baselines": baselines}
+        return {**figures, "unit": "nats per item", "baselines": baselines, "baseline_loss": baselines["gaussian"]}
     if dataset.held_out_characters is None:
         baselines = {"last_value": last_value_error(held_out), "mean": mean_value_error(train, held_out)}
-        return {**figures, "unit": "squared error per value", "baselines": baselines}
+        return {
+            **figures,
+            "unit": "squared error per value",
+            "baselines": baselines,
+            "baseline_loss": baselines["mean"],
+        }
     characters = dataset.held_out_characters
     if isinstance(dataset.held_out, Pairs):
         spec = checkpoint.plugin.spec(checkpoint.config)
         share, count = exact_match(checkpoint.module, spec, dataset.held_out, batch_size)
         figures |= {"exact_match": share, "exact_match_pairs": count}
+    unigram = unigram_bits(train, held_out, size)
     return {
         **figures,
         "unit": "nats per item",
+        "baseline_loss": unigram * math.log(2) / items,
         "held_out_characters": characters,
         "bits_per_character": loss / math.log(2) * items / characters,
         "baselines": {
-            "unigram": unigram_bits(train, held_out, size) / characters,
+            "unigram": unigram / characters,
             "bigram": bigram_bits(train, held_out, size) / characters,
         },
     }
+
+
+def _answer_baseline(checkpoint: Checkpoint, dataset: Dataset, answers: dict[str, Any]) -> float | None:
+    """The loss of predicting the frequencies of the training labels, or their mean; None for embeddings."""
+    if dataset.spec.labels is None:
+        return float(answers["baselines"]["mean"])
+    if checkpoint.plugin.spec(checkpoint.config).head.kind == "embedding":
+        return None
+    targets = dataset.train.targets.numpy(), dataset.held_out.targets.numpy()
+    return frequency_nats(*targets, len(dataset.spec.labels))

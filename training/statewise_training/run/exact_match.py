@@ -1,4 +1,4 @@
-"""How many targets a model gives exactly, item by item, when it decodes greedily."""
+"""Exact match: the share of targets that greedy decoding gives item by item."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statewise_training.data.pairs.batches import Pairs
 from statewise_training.families.shared.state import encoded_state
 
 MAX_PAIRS = 512
-"""Pairs that are decoded: enough to tell shares to some percent."""
+"""Pairs that are decoded: enough to know the share to a few percent."""
 
 
 @torch.inference_mode()

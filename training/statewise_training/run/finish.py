@@ -1,4 +1,4 @@
-"""What is kept of a run when its steps are done."""
+"""The end of a run: the best weights, checkpoint, log, pictures and summary."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _save(run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: 
         plugin_name=config.plugin,
         config=settings,
         module=model,
-        # A model that is given whole texts reads them as they are, without a start or an end.
+        # An encoder reads whole texts, without a start or an end; save_checkpoint adds the tokens around them.
         special_tokens=encoder.special_tokens if encoder and not dataset.is_labelled else SpecialTokens(),
         tokenizer_file=run.tokenizer_file if encoder else None,
         standardization=dataset.standardization,

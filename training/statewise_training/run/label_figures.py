@@ -8,6 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
 
 from statewise_training.data.chunks import Batch
 from statewise_training.data.labelled.sequences import LabelledSequences
@@ -55,21 +63,34 @@ def class_balance(sequences: LabelledSequences, names: Sequence[str], most: int 
     return ", ".join(shares + more)
 
 
-def figures_of(confusion: Counts, train: Counts, names: Sequence[str]) -> dict[str, object]:
-    """The part of a summary that follows from counts `[label, predicted]`, and those of the training part `[label]`."""
-    right = np.diag(confusion)
-    held_out, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall = right / predicted.clip(min=1), right / held_out.clip(min=1)
-    # 2 tp / (2 tp + fp + fn)
-    f1 = 2 * right / (held_out + predicted).clip(min=1)
-    columns = zip(precision, recall, f1, held_out, train, strict=True)
+def figures_of(labels: Tensor, targets: Tensor, train: Counts, names: Sequence[str]) -> dict[str, object]:
+    """Figures of predicted `labels` against `targets`, `[n]` each; `train` counts the labels in the training part.
+
+    Labels that neither occur nor are predicted do not count in the macro average.
+    """
+    num_labels = len(names)
+    shared = {"num_classes": num_labels, "validate_args": False}
+    metrics = MetricCollection(
+        {
+            "accuracy": MulticlassAccuracy(average="micro", **shared),
+            "macro_f1": MulticlassF1Score(average="macro", **shared),
+            "precision": MulticlassPrecision(average="none", **shared),
+            "recall": MulticlassRecall(average="none", **shared),
+            "f1": MulticlassF1Score(average="none", **shared),
+            "confusion": MulticlassConfusionMatrix(**shared),
+        },
+        compute_groups=False,
+    )
+    measured = metrics(labels, targets)
+    held_out = measured["confusion"].sum(dim=1)
+    columns = (measured[figure].tolist() for figure in ("precision", "recall", "f1"))
     return {
-        "accuracy": float(right.sum() / confusion.sum()),
-        "macro_f1": float(f1[(held_out + predicted) > 0].mean()),
+        "accuracy": float(measured["accuracy"]),
+        "macro_f1": float(measured["macro_f1"]),
         "labels": {
             name: LabelFigures(precision=p, recall=r, f1=f, held_out=h, train=t)
-            for name, (p, r, f, h, t) in zip(names, columns, strict=True)
+            for name, p, r, f, h, t in zip(names, *columns, held_out.tolist(), train.tolist(), strict=True)
         },
-        "confusion": tuple(map(tuple, confusion.tolist())),
-        "baselines": {"most_frequent_label": float(held_out[train.argmax()] / confusion.sum())},
+        "confusion": tuple(map(tuple, measured["confusion"].tolist())),
+        "baselines": {"most_frequent_label": float(held_out[train.argmax()] / held_out.sum())},
     }

@@ -1,10 +1,9 @@
-"""What the kept weights say of the held-out sequences."""
+"""Figures of the kept weights on the held-out sequences."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from statewise_training.checkpoints.checkpoint import Checkpoint
 from statewise_training.data.chunks import InOrder
 from statewise_training.data.dataset import Dataset
 from statewise_training.data.labelled.sequences import LabelledSequences
-from statewise_training.run.label_figures import Counts, count_labels, figures_of, predictions
+from statewise_training.run.label_figures import count_labels, figures_of, predictions
 from statewise_training.run.module import run_batch
 
 
@@ -24,11 +23,11 @@ def answer_figures(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) ->
         return {"unit": "squared error per value", "baselines": {"mean": _mean_error(dataset)}}
     train = count_labels(dataset.train, len(names))
     if checkpoint.plugin.spec(checkpoint.config).head.kind == "embedding":
-        confusion = _nearest_means(checkpoint, dataset, batch_size)
-        return {"unit": "nats of contrast", **figures_of(confusion, train, names)}
+        labels = _nearest_means(checkpoint, dataset, batch_size)
+        return {"unit": "nats of contrast", **figures_of(labels, dataset.held_out.targets, train, names)}
     pairs = [predictions(output, batch) for output, batch in _answers(checkpoint, dataset.held_out, batch_size)]
-    confusion = _count_pairs(*map(torch.cat, zip(*pairs, strict=True)), len(names))
-    return {"unit": "nats per label", **figures_of(confusion, train, names)}
+    labels, targets = map(torch.cat, zip(*pairs, strict=True))
+    return {"unit": "nats per label", **figures_of(labels, targets, train, names)}
 
 
 def _answers(checkpoint: Checkpoint, sequences: LabelledSequences, batch_size: int) -> Any:
@@ -41,17 +40,11 @@ def _mean_error(dataset: Dataset) -> float:
     return float((dataset.held_out.targets - mean).square().mean())
 
 
-def _nearest_means(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> Counts:
-    """Labels predicted by the nearest mean of a label's training embeddings (Snell et al. 2017)."""
+def _nearest_means(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> Tensor:
+    """Predict labels `[n]` by the nearest mean of a label's training embeddings (Snell et al. 2017)."""
     names = dataset.spec.labels or ()
     train = torch.cat([output for output, _ in _answers(checkpoint, dataset.train, batch_size)])
     means = torch.zeros(len(names), train.shape[1]).index_add(0, dataset.train.targets, train)
     means = torch.nn.functional.normalize(means, dim=1)
     held_out = torch.cat([output for output, _ in _answers(checkpoint, dataset.held_out, batch_size)])
-    return _count_pairs((held_out @ means.T).argmax(dim=1), dataset.held_out.targets, len(names))
-
-
-def _count_pairs(labels: Tensor, targets: Tensor, num_labels: int) -> Counts:
-    """How often a label (row) was predicted as which (column)."""
-    pairs = (targets * num_labels + labels).numpy()
-    return np.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels)
+    return (held_out @ means.T).argmax(dim=1)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from statewise.errors import ConfigError
+from statewise.errors import ConfigError, DivergedError
 from statewise.model.spec import ModelSpec
 from statewise.plugins import PluginConfig, SequencePlugin
 from statewise_training.config import ScheduleConfig, TrainConfig
@@ -124,7 +124,7 @@ class TrainingModule(L.LightningModule):
 
     def _check_finite(self, loss: Tensor, name: str) -> None:
         if not bool(torch.isfinite(loss)):
-            raise ConfigError(
+            raise DivergedError(
                 f"training has diverged: the {name} loss is {loss.item()} at step {self.global_step}; "
                 "lower optimizer.learning_rate, or set trainer.gradient_clip or schedule.warmup_steps"
             )

@@ -1,4 +1,4 @@
-"""What is seen of a run: one bar over all steps on a terminal, a line per validation elsewhere."""
+"""Progress of a run: one bar over all steps on a terminal, a line per validation elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Silence for what Lightning and torch say to their own developers; everything else is still heard."""
+"""Silences messages of Lightning and torch that are meant for their own developers; all others pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WARNINGS = {
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Within, only warnings that concern the user come through."""
+    """Let through only the warnings that concern the user, inside the block."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     with warnings.catch_warnings():
         for message in _WARNINGS:

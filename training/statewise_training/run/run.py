@@ -1,4 +1,4 @@
-"""A training run, from configuration to checkpoint folder; broken off at any point, the same call goes on."""
+"""A training run, from configuration to checkpoint folder; the same call resumes an interrupted one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from statewise.errors import ConfigError, NotFoundError
 from statewise.model.spec import ModelSpec
-from statewise.plugins import DataSpec, PluginConfig, SequencePlugin, load_plugin
+from statewise.plugins import DataSpec, PluginConfig, SequencePlugin, available_plugins, load_plugin
 from statewise_training.checkpoints.weights import load_weights, read_weights, rename
 from statewise_training.config import TrainConfig
 from statewise_training.config_file import validate
@@ -38,10 +39,10 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG,
 def train(
     config: TrainConfig, *, resume: bool = False, force: bool = False, console: Console | None = None
 ) -> Summary | None:
-    """Train, or go on with a run that was broken off; a complete run is left as it is.
+    """Train, or resume an interrupted run; a complete run is left as it is.
 
-    `resume` insists on a run to go on with, and takes up a complete one whose configuration now says another
-    number of epochs or steps; `force` starts again. Returns the summary on the first process, else None.
+    `resume` requires a run to resume, and trains on a complete one whose configuration now asks for another number of
+    epochs or steps; `force` starts again. Returns the summary on the first process, else None.
     Raises ConfigError for what the user can correct, SystemExit where a signal stopped the run.
     """
     console = console or Console()
@@ -75,7 +76,7 @@ def _resource_errors(folder: Path) -> Iterator[None]:
 
 
 def _is_done(run: RunFolder, config: TrainConfig, *, resume: bool, force: bool) -> bool:
-    """Whether the folder holds this very run, complete; else it is made ready to train in."""
+    """Return whether the folder holds this very run, complete; otherwise prepare it for training."""
     if force:
         run.clear()
     if run.state is RunState.NEW:
@@ -135,7 +136,9 @@ def _find_plugin(config: TrainConfig) -> SequencePlugin[Any]:
     try:
         return load_plugin(config.plugin)
     except NotFoundError as error:
-        raise ConfigError(f"plugin: {error}") from error
+        near = get_close_matches(config.plugin, available_plugins(), n=1)
+        suggestion = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"plugin: {error}{suggestion}") from error
 
 
 def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: Dataset) -> PluginConfig:
@@ -153,7 +156,7 @@ def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: D
 
 
 def _check_fits(config: TrainConfig, model: ModelSpec, data: DataSpec) -> None:
-    """Hold what the family learns against what the data teaches."""
+    """Raise ConfigError where the data lacks the targets that the family learns from."""
     gives_value = not model.generates and model.head.kind == "value"
     learns = _task(
         # A model that embeds what it generates makes its sources itself: an autoencoder.
@@ -211,3 +214,5 @@ def _announce(config: TrainConfig, dataset: Dataset, model: nn.Module, console: 
     if dataset.spec.labels is not None:
         balance = class_balance(train, dataset.spec.labels)
         console.print(f"labels: {balance}", highlight=False, markup=False, soft_wrap=True)
+    for note in dataset.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)

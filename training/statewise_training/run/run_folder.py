@@ -1,12 +1,9 @@
-"""The output folder of a run: what is in it, how far it came, and that only one process writes there."""
+"""The output folder of a run: its files, how far the run came, and a lock that keeps it to one process."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,21 +13,23 @@ import yaml
 
 from statewise.errors import ConfigError
 from statewise.files import write_atomically
+from statewise.locks import locked_folder
 from statewise_training.checkpoints.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from statewise_training.config import TrainConfig
 from statewise_training.config_file import load_config
 
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps", "trainer.early_stopping_patience"}
-"""Settings that may change when a run is gone on with."""
-_MACHINE = {
+"""Settings that may change when a run is resumed."""
+_NOT_COMPARED = {
     "output",
+    "trainer.allow_diverged",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.log_every",
 }
-"""Settings that say where a run is, and not which."""
+"""Settings that leave the weights as they are: where a run is, how it is logged and judged."""
 
 
 class RunState(Enum):
@@ -42,7 +41,7 @@ class RunState(Enum):
 
 
 class RunFolder:
-    """Names and states of the files that a run keeps."""
+    """The files of a run, by name, and their state."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,26 +54,10 @@ class RunFolder:
         self.checkpoints = folder / "checkpoints"
         self.logs = folder / "logs"
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep the folder to this process. Raises ConfigError where another trains there."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise ConfigError(f"output: {self.folder} cannot be used as a folder: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"output: another process trains in {self.folder}; wait for it, or choose another --output"
-            ) from error
-        finally:
-            os.close(descriptor)
-            # A run that never began leaves no folder behind; one with files in it cannot be removed like this.
-            with suppress(OSError):
-                self.folder.rmdir()
+        taken = f"another process trains in {self.folder}; wait for it, or choose another --output"
+        return locked_folder(self.folder, "output", taken=taken)
 
     @property
     def state(self) -> RunState:
@@ -107,7 +90,7 @@ class RunFolder:
 
     def _changes(self, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
         before, now = _flatten(load_config(self.config_file)), _flatten(config)
-        keys = [key for key in sorted(before.keys() | now.keys()) if key not in _MACHINE]
+        keys = [key for key in sorted(before.keys() | now.keys()) if key not in _NOT_COMPARED]
         return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
     def clear(self) -> None:

@@ -84,7 +84,7 @@ BAD_REQUESTS = {
         request(tokens=pb.TokenSequence(ids=[258])),
         "tokens.ids: id 258 is outside the vocabulary (0 to 257)",
     ),
-    "text too long": (request(text="a" * 64), "text: has 65 items, start and end tokens included; at most 64"),
+    "text too long": (request(text="a" * 64), "text: has 65 items, a start token included; at most 64"),
     "long text too long": (request(text="a" * 5000), "text: has 5001 items"),
     "too many ids": (
         request(tokens=pb.TokenSequence(ids=[5] * 64)),
@@ -92,7 +92,7 @@ BAD_REQUESTS = {
     ),
     "too many vectors": (
         request("sum", vectors=pb.VectorSequence(features=2, values=[0.0] * 130)),
-        "vectors.values: has 65 items, start and end tokens included; at most 64",
+        "vectors.values: has 65 items, a start token included; at most 64",
     ),
     "text for a model without a tokenizer": (
         request("plain", text="a"),

@@ -178,7 +178,7 @@ BAD: dict[str, tuple[list[generation_pb2.Items], str]] = {
     "too many": (ids(*[[1]] * 257), "inputs: a request has 1 to 256 sequences, got 257"),
     "nothing in it": ([generation_pb2.Items()], r"inputs[0]: is missing"),
     "no items": (ids([1], []), "inputs[1].tokens.ids: is empty"),
-    "too long": (ids([1] * 65), "inputs[0].tokens.ids: has 65 items, start and end tokens included; at most 64"),
+    "too long": (ids([1] * 65), "inputs[0].tokens.ids: has 65 items, a start token included; at most 64"),
     "outside": (ids([1], [2, 9]), "inputs[1].tokens.ids: id 9 is outside the vocabulary (0 to 8)"),
     "negative": (ids([-1]), "inputs[0].tokens.ids: id -1 is outside"),
     "no tokenizer": (text("a"), "inputs[0].text: model 'sums' has no tokenizer; send token ids"),

@@ -11,7 +11,8 @@ from statewise.errors import ConfigError
 from statewise.plugins import load_plugin
 from statewise_export.pipeline import export_checkpoint, verify_bundle
 from statewise_server.runtime.steps.runner import Runner
-from statewise_training.checkpoints.checkpoint import Checkpoint, Standardization, load_checkpoint, save_checkpoint
+from statewise_training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from statewise_training.data.standardization import Standardization
 
 STANDARDIZATION = Standardization(mean=(100.0, -3.0), deviation=(25.0, 0.5))
 

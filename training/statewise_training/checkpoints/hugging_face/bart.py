@@ -11,16 +11,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from statewise_training.checkpoints.hugging_face.family import HuggingFaceConfig, Source
-from statewise_training.families.encoder_decoder.plugin import (
-    TransformerEncoderDecoderConfig,
-    TransformerEncoderDecoderPlugin,
-)
+from statewise_training.families.encoder_decoder.config import TransformerEncoderDecoderConfig
+from statewise_training.families.encoder_decoder.plugin import TransformerEncoderDecoderPlugin
 from statewise_training.families.transformer.positions import sinusoidal_table
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
 
 _NEVER = -1e4
-"""A logit that no token is chosen with, and that half precision holds."""
+"""The logit of tokens that are never generated; half precision can hold it."""
 
 _OUTER = {
     "embedding_norm": "layernorm_embedding",
@@ -68,7 +66,7 @@ class BartConfig(HuggingFaceConfig):
     tie_word_embeddings: bool = True
     share_encoder_decoder_embeddings: bool = True
     bad_words_ids: list[Annotated[list[int], Field(min_length=1, max_length=1)]] | None = None
-    """Tokens that are never given, such as padding, to which Marian's models give some probability."""
+    """Tokens that are never generated, such as padding, to which Marian's models give some probability."""
 
     @model_validator(mode="after")
     def _sides_are_alike(self) -> BartConfig:
@@ -83,7 +81,7 @@ class BartConfig(HuggingFaceConfig):
 
     @property
     def start_token(self) -> int:
-        """What the decoder reads first."""
+        """The token that the decoder reads first."""
         return self.decoder_start_token_id
 
     @property

@@ -1,4 +1,4 @@
-"""What the families share: their part of config.json, and where a tensor of our module comes from."""
+"""Shared by all families: their part of config.json, and the origin of each tensor of our module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from statewise.plugins import SequencePlugin
-from statewise_training.families.transformer.plugin import TransformerConfig
+from statewise_training.families.transformer.config import TransformerConfig
 
 
 class Source(NamedTuple):
@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
 
 class HuggingFaceConfig(BaseModel):
-    """`config.json` of a family. Keys that change nothing in what the model computes are passed over."""
+    """`config.json` of a family. Keys without effect on what the model computes are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -69,7 +69,7 @@ class HuggingFaceConfig(BaseModel):
 
     @property
     def start_token(self) -> int | None:
-        """What a model with sources begins with; None where prompts begin as the tokenizer says."""
+        """First token of the decoder in a model with sources; None where the tokenizer decides how a prompt begins."""
         return None
 
     @property
@@ -92,7 +92,7 @@ class HuggingFaceConfig(BaseModel):
 
     @abstractmethod
     def source(self, name: str) -> Source | None:
-        """Where the tensor of our module with this name comes from; None for one that the family computes or lacks."""
+        """Return the origin of the tensor with this name; None for one that the family computes or lacks."""
 
     def constant(self, name: str, shape: torch.Size) -> Tensor:
         """A tensor of our module that comes from no file: a bias that the family lacks is zero."""

@@ -6,7 +6,8 @@ import re
 from typing import ClassVar, Literal
 
 from statewise_training.checkpoints.hugging_face.family import HuggingFaceConfig, Source
-from statewise_training.families.transformer.plugin import TransformerConfig, TransformerPlugin
+from statewise_training.families.transformer.config import TransformerConfig
+from statewise_training.families.transformer.plugin import TransformerPlugin
 
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",

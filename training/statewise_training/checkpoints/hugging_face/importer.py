@@ -1,4 +1,4 @@
-"""From a Hugging Face checkpoint folder to one that `statewise export` takes."""
+"""Import of a Hugging Face checkpoint folder as one that `statewise export` takes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from statewise.errors import ConfigError
 from statewise_training.checkpoints.checkpoint import TOKENIZER_FILE, save_checkpoint
 from statewise_training.checkpoints.hugging_face.family import HuggingFaceConfig, Source
 from statewise_training.checkpoints.hugging_face.folder import CONFIG_FILE, read_config, read_tensors
+from statewise_training.checkpoints.surround import read_tokenizer, surround_of
 from statewise_training.checkpoints.weights import load_weights
-from statewise_training.data.tokenizers import load_tokenizer
-from statewise_training.families.transformer.plugin import TransformerConfig
+from statewise_training.families.transformer.config import TransformerConfig
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported."""
+    """The outcome of an import."""
 
     name: str
     config: TransformerConfig
@@ -70,7 +70,7 @@ def import_checkpoint(
 
 
 def _cut_positions(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The weights with as many positions as the module has."""
+    """Cut learned positions to those that the module has."""
     own = module.state_dict()
     return {
         name: tensor[: len(own[name])] if name.endswith("position_embedding.weight") else tensor
@@ -96,7 +96,7 @@ def _check_output(output: Path) -> None:
 def _configs(
     source: HuggingFaceConfig, path: Path, limits: Mapping[str, int | None]
 ) -> tuple[TransformerConfig, TransformerConfig]:
-    """The model as it is, and with as many positions as wanted."""
+    """Return the configuration of the whole model, and the one with the positions that are wanted."""
     try:
         whole = source.convert()
     except ValidationError as error:
@@ -119,30 +119,32 @@ def _configs(
 
 
 def _special_tokens(source: HuggingFaceConfig, tokenizer_file: Path | None) -> SpecialTokens:
-    """The end tokens; and what the decoder starts with, or the tokenizer puts before every text, as Llama's does."""
+    """Return the end tokens, and the start token: the decoder's, or the one that the tokenizer puts before every text.
+
+    Llama's tokenizer puts one there. An encoder-decoder also has the tokens around its sources.
+    """
     end, *others = source.end_tokens or [None]
     other_ends = tuple(token for token in others if token is not None)
     if tokenizer_file is None:
         return SpecialTokens(start=source.start_token, end=end, other_ends=other_ends)
-    tokenizer = load_tokenizer(tokenizer_file)
+    tokenizer = read_tokenizer(tokenizer_file)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= source.vocab_size:
         raise ConfigError(
             f"{tokenizer_file}: has token id {largest}, but the model's vocab_size is {source.vocab_size}; "
             "put the model's own tokenizer there"
         )
-    around = tokenizer.encode("").ids
-    first = source.bos_token_id if source.bos_token_id is not None and around[:1] == [source.bos_token_id] else None
-    if source.start_token is None:
-        return SpecialTokens(start=first, end=end, other_ends=other_ends)
-    last = end if end is not None and around[-1:] == [end] else None
-    return SpecialTokens(start=source.start_token, end=end, other_ends=other_ends, source_start=first, source_end=last)
+    if source.start_token is not None:
+        surround = surround_of(tokenizer, str(tokenizer_file))
+        return SpecialTokens(start=source.start_token, end=end, other_ends=other_ends, surround=surround)
+    has_start = source.bos_token_id is not None and tokenizer.encode("").ids[:1] == [source.bos_token_id]
+    return SpecialTokens(start=source.bos_token_id if has_start else None, end=end, other_ends=other_ends)
 
 
 def _translate(
     given: Mapping[str, Tensor], source: HuggingFaceConfig, config: TransformerConfig, where: str
 ) -> dict[str, Tensor]:
-    """The tensors under our names. Raises ConfigError listing, by the file's names, what does not fit."""
+    """Return the tensors under our names. Raises ConfigError listing, by the file's names, what does not fit."""
     given = source.named(given)
     shapes = _shapes(source, config, where)
     if config.tied_embeddings and "lm_head.weight" not in given:

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from statewise_training.checkpoints.hugging_face.family import HuggingFaceConfig, Source
 from statewise_training.checkpoints.hugging_face.rotations import Rotations
-from statewise_training.families.transformer.plugin import TransformerConfig, TransformerPlugin
+from statewise_training.families.transformer.config import TransformerConfig
+from statewise_training.families.transformer.plugin import TransformerPlugin
 
 _OUTER = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "output": "lm_head"}
 _INNER = {

@@ -43,13 +43,13 @@ class Rotations(BaseModel):
         return self.low_freq_factor or 0.0, self.high_freq_factor or 0.0
 
     def divisors(self, head_size: int, base: float) -> tuple[float, ...] | None:
-        """By what the angle of each pair of a head is divided; None where they stay as they are."""
+        """Divisors of the angles, one for each pair of a head; None where the angles stay as they are."""
         if self.rope_type == "default" or self.factor is None:
             return None
         return tuple(self._divisor(base ** (-2 * pair / head_size)) for pair in range(head_size // 2))
 
     def _divisor(self, frequency: float) -> float:
-        """Of Llama 3.1 pairs that turn often within the original length keep their angles, slow ones are stretched."""
+        """Llama 3.1: pairs that turn often within the original length keep their angles, slow ones are stretched."""
         factor = self.factor or 1.0
         if self.rope_type == "linear":
             return factor

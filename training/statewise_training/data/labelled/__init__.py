@@ -1,1 +1,1 @@
-"""Labelled sequences: reading them, batches of them, and figures of what a model says of them."""
+"""Labelled sequences: reading them, and batches of them."""

@@ -1,4 +1,4 @@
-"""From examples to batches: the held-out split, the labels' names, text to tokens, characters' labels to tokens'."""
+"""Labelled examples as arrays: the held-out split, names of labels, tokens of texts, and a tag for each token."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from statewise.bundles.manifest import Surround
 from statewise.errors import ConfigError
 from statewise.model.spec import RealInput, TokenInput
 from statewise.plugins import DataSpec
-from statewise_training.checkpoints.checkpoint import Standardization
 from statewise_training.config import LabelledData, TrainConfig
 from statewise_training.data.chunks import Items
 from statewise_training.data.labelled.reading import Example, read_labelled
 from statewise_training.data.labelled.sequences import LabelledSequences
+from statewise_training.data.standardization import Standardization
 from statewise_training.data.tokenizers import TextEncoder, make_encoder
+from statewise_training.data.unknown import notes_on
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,14 @@ class Side:
 
 @dataclass(frozen=True)
 class LabelledParts:
-    """All that a run needs of its labelled data."""
+    """The labelled data of a run."""
 
     train: Side
     held_out: Side
     spec: DataSpec
     encoder: TextEncoder | None
     standardization: Standardization | None
+    notes: tuple[str, ...]
 
 
 def prepare_labelled(config: TrainConfig, data: LabelledData) -> LabelledParts:
@@ -52,11 +55,15 @@ def prepare_labelled(config: TrainConfig, data: LabelledData) -> LabelledParts:
         standardization = _standardization(train, config, data)
     maker = _SideMaker(config, data, labels, encoder, standardization)
     sides = maker.make(train), maker.make(held_out)
-    return LabelledParts(*sides, _data_spec(sides[0], data, labels, encoder), encoder, standardization)
+    notes: tuple[str, ...] = ()
+    if encoder is not None:
+        texts = ([example.items for example in part] for part in (train, held_out))
+        notes = notes_on(encoder, *((text, side.documents) for text, side in zip(texts, sides, strict=True)))
+    return LabelledParts(*sides, _data_spec(sides[0], data, labels, encoder), encoder, standardization, notes)
 
 
 def _split(examples: Sequence[Example], data: LabelledData) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples; of each label about the same share, and never all, is held out."""
+    """Return training and held-out examples; about the same share of each label is held out, never all of one."""
     rng = np.random.default_rng(data.split_seed)
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
@@ -78,7 +85,7 @@ def _split(examples: Sequence[Example], data: LabelledData) -> tuple[list[Exampl
 
 
 def _label_names(examples: Sequence[Example], data: LabelledData) -> tuple[str, ...]:
-    """Every label, sorted; by number where all are numbers."""
+    """Return every label, sorted; by number where all are numbers."""
     if data.target == "label":
         names = {example.target for example in examples}
     else:
@@ -110,7 +117,7 @@ def _data_spec(side: Side, data: LabelledData, labels: tuple[str, ...] | None, e
 
 
 class _SideMaker:
-    """Turns examples into arrays, the same way on both sides of the split."""
+    """Converts examples to arrays, the same way on both sides of the split."""
 
     def __init__(
         self,
@@ -124,15 +131,18 @@ class _SideMaker:
         self._data = data
         self._indices = {name: index for index, name in enumerate(labels or ())}
         self._encoder = encoder
+        self._surround = encoder.surround if encoder else Surround()
         self._standardization = standardization
 
     def make(self, examples: Sequence[Example]) -> Side:
         if self._data.target == "tags":
             items, tags = zip(*map(self._tagged, examples), strict=True)
-            return Side(list(items), LabelledSequences(items, tags, piece_length=self._length))
+            sequences = LabelledSequences(items, tags, piece_length=self._length, surround=self._surround)
+            return Side(list(items), sequences)
         documents = [self._whole(example) for example in examples]
         targets = self._targets(example.target for example in examples)
-        return Side(documents, LabelledSequences(documents, targets, [example.place for example in examples]))
+        places = [example.place for example in examples]
+        return Side(documents, LabelledSequences(documents, targets, places, surround=self._surround))
 
     def _targets(self, targets: Iterable[Any]) -> NDArray[Any]:
         if self._data.target == "value":
@@ -143,7 +153,17 @@ class _SideMaker:
         items = self._vectors(example.items) if self._encoder is None else self._encoder.encode(example.items)
         if not len(items):
             raise ConfigError(f"{example.place}: the tokenizer makes no token of this text; leave it out")
-        return items[: self._data.truncate_to]
+        return items[: self._own_length()]
+
+    def _own_length(self) -> int | None:
+        """Return the most items of a sequence that leave room in `truncate_to` for the tokens around it."""
+        limit, added = self._data.truncate_to, self._surround.num_tokens
+        if limit is not None and limit <= added:
+            raise ConfigError(
+                f"data.truncate_to: {limit} items leave no room beside the {added} special tokens around every text; "
+                "raise it"
+            )
+        return limit if limit is None else limit - added
 
     def _tagged(self, example: Example) -> tuple[Items, NDArray[np.int64]]:
         labels = np.full(len(example.items), self._indices.get(self._data.outside, 0), np.int64)

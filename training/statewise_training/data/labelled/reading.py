@@ -1,4 +1,4 @@
-"""Reading labelled sequences, each with the errors a user can act on."""
+"""Reading labelled sequences, with errors that name the place and the remedy."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Span:
 
     start: int
     end: int
-    """Of the item behind the last."""
+    """Index of the item after the last one."""
     label: str
 
 
 @dataclass(frozen=True)
 class Example:
-    """A sequence and what is to be said of it: a label, tags, or a value."""
+    """A sequence and its target: a label, tags, or a value."""
 
     place: str
     """For errors: file, and line or index."""
@@ -40,7 +40,7 @@ class Example:
 
 
 def read_labelled(data: LabelledData) -> list[Example]:
-    """Every example, in an order that depends on the data alone.
+    """Return every example, in an order that depends on the data alone.
 
     Raises ConfigError naming the file, the line or index, and the member.
     """
@@ -92,7 +92,7 @@ def _from_arrays(row: Row, data: LabelledData) -> Example:
 
 
 def _from_words(words: list[str], target: Any, place: str, field: str, data: LabelledData) -> Example:
-    """Words that somebody has told apart become a text again, which is what a client sends."""
+    """Join words with spaces: a client sends a text, not words."""
     text = " ".join(words)
     if not text.strip():
         raise ConfigError(f"{place}: {data.input_field or 'text'!r} is empty; leave the line out")
@@ -146,7 +146,7 @@ def _target(raw: Any, items: str | Series, place: str, field: str, data: Labelle
 
 
 def _label(raw: Any, place: str, field: str) -> str:
-    """A label as it is called: a string, an integer, or true or false. Raises ConfigError for anything else."""
+    """Return the name of a label: a string, an integer, or true or false. Raises ConfigError for anything else."""
     if isinstance(raw, bool | np.bool_):
         return str(raw).lower()
     if isinstance(raw, str | int | np.integer) and str(raw):

@@ -1,1 +1,1 @@
-"""Pairs of source and target: reading them, batches of them, and how many of them a model gets right."""
+"""Pairs of source and target: reading them, and batches of them."""

@@ -1,4 +1,4 @@
-"""Pairs in memory, as a run takes them: whole, whatever their lengths."""
+"""Pairs in memory and batches of them; pairs are never cut."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from statewise_training.data.chunks import Batch, Chunks, Items
 
 
 class Pairs(Chunks):
-    """Targets, each one chunk from its start token to its end token, and the sources that they belong to."""
+    """Targets, each one chunk from its start token to its end token, and the sources that they belong to.
 
-    def __init__(self, targets: Sequence[Items], sources: Sequence[Items], places: Sequence[str]) -> None:
+    `source_note` follows the word "source" in errors about a length.
+    """
+
+    def __init__(
+        self, targets: Sequence[Items], sources: Sequence[Items], places: Sequence[str], source_note: str = ""
+    ) -> None:
         super().__init__(targets, max(map(len, targets)))
         self.documents, self.sources, self.places = list(targets), list(sources), places
+        self._source_note = source_note
         lengths = np.array([len(source) for source in sources])
         self.source_items = torch.from_numpy(np.concatenate(sources))
         self.source_lengths = torch.from_numpy(lengths)
@@ -37,7 +43,7 @@ class Pairs(Chunks):
     def check_fits(self, spec: ModelSpec) -> None:
         """Raise ConfigError, naming the line, where a source or a target is longer than the model takes."""
         sides = (
-            ("source", self.source_lengths, spec.max_source_positions, "max_source_positions"),
+            (f"source{self._source_note}", self.source_lengths, spec.max_source_positions, "max_source_positions"),
             ("target, with its start token,", self.lengths, spec.max_positions, "max_positions"),
         )
         for name, lengths, limit, setting in sides:

@@ -1,4 +1,4 @@
-"""Reading pairs, each with the errors a user can act on."""
+"""Reading pairs, with errors that name the place and the remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from statewise_training.data.corpus import Series, expand, member, read_records,
 
 @dataclass(frozen=True)
 class Pair:
-    """A source, and the text that is to be made of it."""
+    """A source and its target text."""
 
     place: str
     """For errors: file and line."""
@@ -24,7 +24,7 @@ class Pair:
 
 
 def read_pairs(data: PairsData) -> list[Pair]:
-    """Every pair, in an order that depends on the data alone.
+    """Return every pair, in an order that depends on the data alone.
 
     Raises ConfigError naming the file and the line.
     """
@@ -87,7 +87,7 @@ def _lines(text: str) -> list[str]:
 
 
 def split_pairs(pairs: list[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Training and held-out pairs; no source is on both sides, so that what is held out is new to the model.
+    """Return training and held-out pairs; no source is on both sides, so held-out sources are new to the model.
 
     Raises ConfigError where there are fewer than two sources.
     """

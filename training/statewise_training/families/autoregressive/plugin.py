@@ -3,49 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
 
 from statewise.errors import ConfigError
 from statewise.model.spec import ModelSpec, StateSpec
 from statewise.plugins import SequencePlugin
 from statewise_training.data.chunks import Items
+from statewise_training.families.autoregressive.config import AutoregressiveConfig
 from statewise_training.families.autoregressive.least_squares import least_squares, num_equations
 from statewise_training.families.autoregressive.module import AutoregressiveModule
-from statewise_training.families.shared.items import ItemConfig
 from statewise_training.families.shared.losses import next_item_loss
-
-
-class AutoregressiveConfig(ItemConfig):
-    """Configuration of an autoregressive model."""
-
-    window: int = Field(default=8, ge=1, le=4096)
-    """How many items the next one depends on, the order of the model."""
-    hidden_sizes: tuple[PositiveInt, ...] = ()
-    """Widths of the layers between window and head; none makes the model linear."""
-    activation: Literal["relu", "tanh", "gelu"] = "relu"
-    """After each of those layers."""
-    embedding_size: int | None = Field(default=None, ge=1)
-    """Tokens only: width of the embedding of each item of the window; 32 where absent."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Applied after each of those layers, in training only."""
-    fit: Literal["gradient", "least_squares"] = "gradient"
-    """The trainer, or for linear models of real vectors the closed form."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> AutoregressiveConfig:
-        if self.features is not None and self.embedding_size is not None:
-            raise ValueError("embedding_size needs token input (vocabulary_size)")
-        if self.fit == "least_squares" and (self.vocabulary_size is not None or self.hidden_sizes):
-            raise ValueError(
-                "fit: least_squares is for linear models of real vectors (data.kind series, no hidden_sizes); "
-                "use fit: gradient"
-            )
-        if self.fit == "least_squares" and self.next_item.kind != "value":
-            raise ValueError(f"fit: least_squares finds no {self.next_item.kind} head; use fit: gradient")
-        return self
 
 
 class AutoregressivePlugin(SequencePlugin[AutoregressiveConfig]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -11,26 +11,15 @@ from statewise.errors import ConfigError
 from statewise.model.spec import ModelSpec
 from statewise.plugins import DataSpec, SequencePlugin
 from statewise_training.families.encoder.answers import AnswerConfig, answer_for_data
+from statewise_training.families.encoder.config import (
+    RecurrentEncoderConfig,
+    RNNEncoderConfig,
+    TransformerEncoderConfig,
+)
 from statewise_training.families.encoder.losses import answer_loss, contrastive_loss
 from statewise_training.families.encoder.recurrent import RecurrentEncoder
 from statewise_training.families.encoder.transformer import TransformerEncoder
-from statewise_training.families.recurrent.module import Cell
-from statewise_training.families.recurrent.plugin import RecurrentLayersConfig
-from statewise_training.families.transformer.plugin import TransformerLayersConfig
-
-
-class TransformerEncoderConfig(AnswerConfig, TransformerLayersConfig):
-    """Configuration of a Transformer encoder."""
-
-
-class RecurrentEncoderConfig(AnswerConfig, RecurrentLayersConfig):
-    """Configuration of a bidirectional recurrent encoder; `hidden_size` is that of one direction."""
-
-
-class RNNEncoderConfig(RecurrentEncoderConfig):
-    """Configuration of a bidirectional Elman network."""
-
-    nonlinearity: Literal["tanh", "relu"] = "tanh"
+from statewise_training.families.recurrent.config import Cell
 
 
 class EncoderPlugin(SequencePlugin[AnswerConfig]):

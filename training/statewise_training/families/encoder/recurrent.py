@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from statewise_training.families.encoder.answers import Answer
+from statewise_training.families.recurrent.config import Cell
 from statewise_training.families.recurrent.gates import gate_activations
 from statewise_training.families.recurrent.locked_dropout import LockedDropout, single_layer
-from statewise_training.families.recurrent.module import Cell
 from statewise_training.families.recurrent.onnx_operators import onnx_layer
 
 if TYPE_CHECKING:
-    from statewise_training.families.encoder.plugin import RecurrentEncoderConfig
+    from statewise_training.families.encoder.config import RecurrentEncoderConfig
 
 
 class RecurrentEncoder(nn.Module):

@@ -13,7 +13,7 @@ from statewise_training.families.transformer.module import Layer, TransformerTru
 from statewise_training.families.transformer.whole import WholeRows
 
 if TYPE_CHECKING:
-    from statewise_training.families.encoder.plugin import TransformerEncoderConfig
+    from statewise_training.families.encoder.config import TransformerEncoderConfig
 
 
 class TransformerEncoder(TransformerTrunk):

@@ -1,18 +1,15 @@
-"""What the encoder-decoder families read, and how their loss is taken."""
+"""Configurations of the encoder-decoder families."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from statewise.errors import ConfigError
 from statewise.model.spec import InputSpec, ModelSpec, RealInput, StateSpec, TokenInput
-from statewise.plugins import Batch, DataSpec, SequencePlugin, item_size
+from statewise_training.families.recurrent.config import RecurrentConfig
 from statewise_training.families.shared.items import ItemConfig
-from statewise_training.families.shared.losses import next_item_loss
+from statewise_training.families.transformer.config import TransformerConfig
 
 
 class EncoderDecoderConfig(ItemConfig):
@@ -65,32 +62,33 @@ class EncoderDecoderConfig(ItemConfig):
         return super().model_spec(state, max_positions, **source, **others)
 
 
-ConfigT = TypeVar("ConfigT", bound=EncoderDecoderConfig)
+class TransformerEncoderDecoderConfig(EncoderDecoderConfig, TransformerConfig):
+    """Configuration of encoder and decoder, which differ in their depth at most."""
+
+    num_encoder_layers: int | None = Field(default=None, ge=1, le=256)
+    """Layers of the encoder; `num_layers`, those of the decoder, where absent."""
+
+    @property
+    def encoder(self) -> TransformerEncoderDecoderConfig:
+        """The same settings, for the encoder's items and layers."""
+        return self.model_copy(
+            update={
+                "vocabulary_size": self.source_vocabulary_size,
+                "features": self.source_features,
+                "max_positions": self.max_source_positions,
+                "num_layers": self.num_encoder_layers or self.num_layers,
+            }
+        )
 
 
-class EncoderDecoderPlugin(SequencePlugin[ConfigT]):
-    """What the families share: their data, and their loss."""
+class RecurrentEncoderDecoderConfig(EncoderDecoderConfig, RecurrentConfig):
+    """Configuration of encoder and decoder, as deep as each other; either direction of the encoder is half as wide."""
 
-    def loss(self, config: ConfigT, output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
-        return next_item_loss(output, targets, mask, head=config.next_item)
+    attention: Literal["bahdanau", "luong", "none"] = "bahdanau"
+    """What the decoder sees of the source beside the encoder's last state, with which it begins."""
 
-    def training_loss(self, module: nn.Module, config: ConfigT, batch: Batch, run: Any) -> Tensor:
-        """The loss, with the targets smoothed."""
-        return next_item_loss(run(batch), batch.targets, batch.mask, config.label_smoothing, config.next_item)
-
-    def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
-        """The raw configuration with the sizes of both sides."""
-        if data.source is None:
-            raise ConfigError(
-                f"plugin: {self.name} learns from pairs of source and target, and this data has no sources; "
-                "choose data.kind pairs, or another plugin"
-            )
-        return {**super().for_data(config, data), **item_size(data.source, "source_")}
-
-
-def pad_source(memory: Tensor, num_positions: int, dim: int) -> Tensor:
-    """The memory with zeros behind it along a dimension, up to `num_positions` items."""
-    shape = list(memory.shape)
-    shape[dim] = num_positions - shape[dim]
-    return torch.cat([memory, memory.new_zeros(shape)], dim)
+    @model_validator(mode="after")
+    def _directions_are_even(self) -> RecurrentEncoderDecoderConfig:
+        if self.hidden_size % 2:
+            raise ValueError(f"hidden_size must be even, half of it for each direction, got {self.hidden_size}")
+        return self

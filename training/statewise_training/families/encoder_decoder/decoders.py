@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from statewise_training.families.encoder_decoder.cells import over_time, step_stack
-from statewise_training.families.encoder_decoder.config import pad_source
-from statewise_training.families.recurrent.module import Cell, RecurrentModule
-from statewise_training.families.shared.masks import real_items
+from statewise_training.families.recurrent.config import Cell
+from statewise_training.families.recurrent.module import RecurrentModule
+from statewise_training.families.shared.masks import pad_source, real_items
 
 if TYPE_CHECKING:
-    from statewise_training.families.encoder_decoder.plugin import RecurrentEncoderDecoderConfig
+    from statewise_training.families.encoder_decoder.config import RecurrentEncoderDecoderConfig
 
 State = tuple[Tensor, ...]
 

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, model_validator
+from torch import Tensor, nn
 
+from statewise.errors import ConfigError
 from statewise.model.spec import ModelSpec, StateSpec
-from statewise_training.families.encoder_decoder.config import EncoderDecoderConfig, EncoderDecoderPlugin
+from statewise.plugins import Batch, DataSpec, SequencePlugin, item_size
+from statewise_training.families.encoder_decoder.config import (
+    EncoderDecoderConfig,
+    RecurrentEncoderDecoderConfig,
+    TransformerEncoderDecoderConfig,
+)
 from statewise_training.families.encoder_decoder.recurrent import RecurrentEncoderDecoder
 from statewise_training.families.encoder_decoder.transformer import TransformerEncoderDecoder
-from statewise_training.families.recurrent.module import Cell
-from statewise_training.families.recurrent.plugin import RecurrentConfig
-from statewise_training.families.transformer.plugin import TransformerConfig
+from statewise_training.families.recurrent.config import Cell
+from statewise_training.families.shared.losses import next_item_loss
+
+ConfigT = TypeVar("ConfigT", bound=EncoderDecoderConfig)
 
 
-class TransformerEncoderDecoderConfig(EncoderDecoderConfig, TransformerConfig):
-    """Configuration of encoder and decoder, which differ in their depth at most."""
+class EncoderDecoderPlugin(SequencePlugin[ConfigT]):
+    """What the families share: their data, and their loss."""
 
-    num_encoder_layers: int | None = Field(default=None, ge=1, le=256)
-    """Layers of the encoder; `num_layers`, those of the decoder, where absent."""
+    def loss(self, config: ConfigT, output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        return next_item_loss(output, targets, mask, head=config.next_item)
 
-    @property
-    def encoder(self) -> TransformerEncoderDecoderConfig:
-        """The same settings, for the encoder's items and layers."""
-        return self.model_copy(
-            update={
-                "vocabulary_size": self.source_vocabulary_size,
-                "features": self.source_features,
-                "max_positions": self.max_source_positions,
-                "num_layers": self.num_encoder_layers or self.num_layers,
-            }
-        )
+    def training_loss(self, module: nn.Module, config: ConfigT, batch: Batch, run: Any) -> Tensor:
+        """The loss, with the targets smoothed."""
+        return next_item_loss(run(batch), batch.targets, batch.mask, config.label_smoothing, config.next_item)
+
+    def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
+        """The raw configuration with the sizes of both sides."""
+        if data.source is None:
+            raise ConfigError(
+                f"plugin: {self.name} learns from pairs of source and target, and this data has no sources; "
+                "choose data.kind pairs, or another plugin"
+            )
+        return {**super().for_data(config, data), **item_size(data.source, "source_")}
 
 
 class TransformerEncoderDecoderPlugin(EncoderDecoderPlugin[TransformerEncoderDecoderConfig]):
@@ -59,19 +68,6 @@ class TransformerEncoderDecoderPlugin(EncoderDecoderPlugin[TransformerEncoderDec
     def build(self, config: TransformerEncoderDecoderConfig) -> TransformerEncoderDecoder:
         """The step function, freshly initialised."""
         return TransformerEncoderDecoder(config)
-
-
-class RecurrentEncoderDecoderConfig(EncoderDecoderConfig, RecurrentConfig):
-    """Configuration of encoder and decoder, as deep as each other; either direction of the encoder is half as wide."""
-
-    attention: Literal["bahdanau", "luong", "none"] = "bahdanau"
-    """What the decoder sees of the source beside the encoder's last state, with which it begins."""
-
-    @model_validator(mode="after")
-    def _directions_are_even(self) -> RecurrentEncoderDecoderConfig:
-        if self.hidden_size % 2:
-            raise ValueError(f"hidden_size must be even, half of it for each direction, got {self.hidden_size}")
-        return self
 
 
 class RecurrentEncoderDecoderPlugin(EncoderDecoderPlugin[RecurrentEncoderDecoderConfig]):

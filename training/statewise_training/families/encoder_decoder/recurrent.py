@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from statewise_training.families.encoder_decoder.decoders import BahdanauDecoder, Decoder, LuongDecoder
+from statewise_training.families.recurrent.config import Cell
 from statewise_training.families.recurrent.locked_dropout import LockedDropout
-from statewise_training.families.recurrent.module import Cell
 from statewise_training.families.recurrent.onnx_operators import onnx_layer
 
 if TYPE_CHECKING:
-    from statewise_training.families.encoder_decoder.plugin import RecurrentEncoderDecoderConfig
+    from statewise_training.families.encoder_decoder.config import RecurrentEncoderDecoderConfig
 
 State = tuple[Tensor, ...]
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from statewise_training.families.encoder_decoder.caches import SourceCaches
-from statewise_training.families.encoder_decoder.config import pad_source
+from statewise_training.families.shared.masks import pad_source
 from statewise_training.families.shared.mixture import output_layer
 from statewise_training.families.transformer.module import Layer, TransformerTrunk, initialize, norm
 from statewise_training.families.transformer.whole import WholeRows
 
 if TYPE_CHECKING:
-    from statewise_training.families.encoder_decoder.plugin import TransformerEncoderDecoderConfig
+    from statewise_training.families.encoder_decoder.config import TransformerEncoderDecoderConfig
 
 State = tuple[Tensor, ...]
 

@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 
 from statewise.errors import ConfigError
 from statewise.model.spec import CategoricalHead, ModelSpec, StateSpec, TokenInput
-from statewise.plugins import DataSpec, PluginConfig, SequencePlugin
+from statewise.plugins import DataSpec, SequencePlugin
 from statewise_training.data.chunks import Items
 from statewise_training.data.counting import count_pairs
+from statewise_training.families.markov.config import MarkovConfig
 from statewise_training.families.markov.module import MarkovModule
 from statewise_training.families.shared.losses import next_item_loss
-
-MAX_VOCABULARY = 8192
-"""The largest table is 256 MiB of float32; trained by gradient, it takes four times that."""
-
-
-class MarkovConfig(PluginConfig):
-    """Configuration of a first-order model over tokens."""
-
-    vocabulary_size: int = Field(ge=2)
-    """Number of token ids. Filled in from the tokenizer."""
-    fit: Literal["counting", "gradient"] = "counting"
-    """Relative frequencies in closed form, or the trainer."""
-    smoothing: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
-    """Counting only: added to the count of every pair of tokens (Lidstone; 1 is Laplace)."""
-
-    @field_validator("vocabulary_size")
-    @classmethod
-    def _table_fits(cls, size: int) -> int:
-        if size > MAX_VOCABULARY:
-            raise ValueError(
-                f"{size:,} tokens need a table of {size * size:,} numbers ({size * size * 4 / 2**30:.1f} GiB); "
-                f"the limit is {MAX_VOCABULARY:,} tokens. Choose a tokenizer with fewer, or plugin autoregressive with "
-                "window 1, whose size grows with the vocabulary alone"
-            )
-        return size
 
 
 class MarkovPlugin(SequencePlugin[MarkovConfig]):

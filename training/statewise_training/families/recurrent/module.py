@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from statewise.model.spec import HeadSpec
+from statewise_training.families.recurrent.config import Cell, DropoutKind
 from statewise_training.families.recurrent.gates import gate_activations
 from statewise_training.families.recurrent.locked_dropout import LockedDropout, single_layer
 from statewise_training.families.recurrent.onnx_operators import onnx_layer
 from statewise_training.families.shared.mixture import output_layer
 
-Cell = Literal["rnn", "lstm", "gru"]
-DropoutKind = Literal["standard", "locked"]
 State = tuple[Tensor, ...]
 
 

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
 
 from statewise.model.spec import ModelSpec, StateSpec
 from statewise.plugins import SequencePlugin
-from statewise_training.families.recurrent.module import Cell, DropoutKind, RecurrentModule
-from statewise_training.families.shared.items import InputConfig, ItemConfig
+from statewise_training.families.recurrent.config import (
+    Cell,
+    RecurrentConfig,
+    RNNConfig,
+)
+from statewise_training.families.recurrent.module import RecurrentModule
 from statewise_training.families.shared.losses import next_item_loss
-
-
-class RecurrentLayersConfig(InputConfig):
-    """What step functions and encoders have in common."""
-
-    hidden_size: int = Field(default=256, ge=1)
-    num_layers: int = Field(default=1, ge=1, le=64)
-    embedding_size: int | None = Field(default=None, ge=1)
-    """Width of the token embedding; `hidden_size` where absent."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Applied to the embedding, between layers and before the head, in training only."""
-    dropout_kind: DropoutKind = "standard"
-    """A new mask at every time step, or ("locked") one per sequence and layer (Gal and Ghahramani 2016)."""
-
-    @model_validator(mode="after")
-    def _only_tokens_are_embedded(self) -> RecurrentLayersConfig:
-        if self.features is not None and self.embedding_size is not None:
-            raise ValueError("embedding_size needs token input (vocabulary_size)")
-        return self
-
-    @property
-    def embedding_width(self) -> int:
-        """Width of the token embedding."""
-        return self.embedding_size or self.hidden_size
-
-
-class RecurrentConfig(RecurrentLayersConfig, ItemConfig):
-    """Configuration of a recurrent model."""
-
-    tied_embeddings: bool = False
-    """The head uses the embedding's matrix (Press and Wolf 2017); needs embedding_size = hidden_size."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RecurrentConfig:
-        if self.features is not None and self.tied_embeddings:
-            raise ValueError("tied_embeddings needs token input (vocabulary_size)")
-        if self.tied_embeddings and self.embedding_width != self.hidden_size:
-            raise ValueError(
-                f"tied_embeddings needs embedding_size = hidden_size, got {self.embedding_width} and {self.hidden_size}"
-            )
-        return self
-
-
-class RNNConfig(RecurrentConfig):
-    """Configuration of an Elman network."""
-
-    nonlinearity: Literal["tanh", "relu"] = "tanh"
 
 
 class RecurrentPlugin(SequencePlugin[RecurrentConfig]):

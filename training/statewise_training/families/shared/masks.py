@@ -1,4 +1,4 @@
-"""Which items are real, where rows are padded."""
+"""Padding: masks of the real items in padded rows, and rows filled up with zeros."""
 
 import torch
 from torch import Tensor
@@ -10,3 +10,10 @@ def real_items(lengths: Tensor, num_items: int) -> Tensor:
     The first item of an empty row counts as real: a softmax over nothing would not be a number.
     """
     return torch.arange(num_items, device=lengths.device) < lengths.clamp(min=1)[:, None]
+
+
+def pad_source(memory: Tensor, num_positions: int, dim: int) -> Tensor:
+    """The memory with zeros behind it along a dimension, up to `num_positions` items."""
+    shape = list(memory.shape)
+    shape[dim] = num_positions - shape[dim]
+    return torch.cat([memory, memory.new_zeros(shape)], dim)

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Lowering = Literal["gqa", "standard", "plain"]
-
-_lowering: ContextVar[Lowering] = ContextVar("attention_lowering", default="gqa")
-
-
-@contextmanager
-def attention_lowering(lowering: Lowering) -> Iterator[None]:
-    """Trace attention as GroupQueryAttention (`gqa`), as ONNX's own operators of opset 24 (`standard`), or as products.
-
-    The last one, `plain`, is for graphs that read whole sequences from their first item on: the caches are left empty.
-    """
-    token = _lowering.set(lowering)
-    try:
-        yield
-    finally:
-        _lowering.reset(token)
+from statewise_training.families.shared.lowering import current_lowering
 
 
 def cached_attention(
@@ -50,9 +31,9 @@ def cached_attention(
     Returns `[row, time, head, head_size]` and the caches with the new items in their places.
     """
     if torch.compiler.is_exporting():
-        if _lowering.get() == "standard":
+        if current_lowering() == "standard":
             return _standard_attention(query, key, value, past_key, past_value, position)
-        if _lowering.get() == "plain":
+        if current_lowering() == "plain":
             return weighted_values(causal_weights(query, key), value), past_key, past_value
         return _group_query_attention(query, key, value, past_key, past_value, position, lengths)
     time = query.shape[1]

@@ -17,7 +17,7 @@ from statewise_training.families.transformer.caches import Caches, MixedCaches, 
 from statewise_training.families.transformer.positions import rotary_table, rotate, sinusoidal_table
 
 if TYPE_CHECKING:
-    from statewise_training.families.transformer.plugin import TransformerConfig, TransformerLayersConfig
+    from statewise_training.families.transformer.config import TransformerConfig, TransformerLayersConfig
 
 State = tuple[Tensor, ...]
 

@@ -1,4 +1,4 @@
-"""How far a variant of lower precision lies from PyTorch in float32, on text or series that neither has seen."""
+"""Divergence of a variant of lower precision from PyTorch in float32, on text or series that neither has seen."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from statewise.bundles.certificate import DensityDivergence, TokenDivergence, Va
 from statewise.model.spec import MixtureHead, TokenInput
 from statewise.rules import mixture
 from statewise.rules.sampling import GREEDY
-from statewise_export.certify.driver import RuntimeDecoder
-from statewise_export.certify.inputs import DATA_SEED, HeldOut, Scale
+from statewise_export.certify.check import Check, Outcome
+from statewise_export.certify.figures import describe_divergence
+from statewise_export.certify.inputs import DATA_SEED, HeldOut, Scale, held_out_rows
+from statewise_export.certify.steps.driver import RuntimeDecoder
+from statewise_export.certify.trial import Trial
 from statewise_training.reference.decoding import ReferenceDecoder
 
 Array = NDArray[Any]
@@ -23,6 +26,23 @@ MAX_NUMBERS = 2**26
 NUM_PROMPTS = 8
 PROMPT_LENGTH = 16
 NUM_GENERATED = 64
+
+
+def _run(trial: Trial) -> list[Outcome]:
+    assert trial.limits is not None
+    start = trial.bundle.manifest.special_tokens.start
+    rows = held_out_rows(trial.held_out, trial.pytorch, trial.scale, start)
+    found = measure_divergence(trial.decoder, trial.pytorch, rows, trial.scale)
+    figure = describe_divergence(found, trial.limits)
+    outcomes = [Outcome("divergence from float32", found.within(trial.limits), figure, figures={"divergence": found})]
+    if isinstance(found, TokenDivergence):
+        # Reported, and bounded by nothing: at a near tie any change turns the choice, and greedy runs part for good.
+        figure = (
+            f"{found.equal_greedy:.1%} position by position; the first {found.common_prefix:.0f} "
+            f"of {found.num_generated} in a row"
+        )
+        outcomes.append(Outcome("greedy tokens as in float32", True, figure))
+    return outcomes
 
 
 def measure_divergence(
@@ -65,7 +85,7 @@ def _of_tokens(decoder: RuntimeDecoder, reference: ReferenceDecoder, held_out: H
     surprises, surprises_float32, divergences, equal = [], [], [], []
     for items, actual, expected in _outputs(decoder, reference, held_out):
         log_q, log_p = _log_softmax(actual), _log_softmax(expected)
-        # The last output foretells an item that is not there.
+        # The last output predicts an item that is not there.
         index = np.arange(len(items) - 1), items[1:]
         surprises.append(-log_q[index])
         surprises_float32.append(-log_p[index])
@@ -122,3 +142,6 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
+
+
+DIVERGENCE = Check("divergence from float32", lambda trial: trial.spec.generates and not trial.is_exact, _run)

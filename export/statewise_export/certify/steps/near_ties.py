@@ -1,9 +1,8 @@
-"""Whether two tokens differ only because two outputs, equal within the tolerance, fall on two sides of a decision."""
+"""Near ties: tokens that differ only because outputs, equal within the tolerance, fall on two sides of a decision."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -44,33 +43,34 @@ def _interval(logits: NDArray[np.float32], params: SamplingParams, token: int, t
     if not params.restricts:
         before = weights[:token].sum()
         return float(before), float(before + weights[token])
-    order = sampling.sort_tokens(scaled)
-    loosened = replace(params, top_p=min(params.top_p + tolerance, 1.0), min_p=max(params.min_p - tolerance, 0.0))
     surely, maybe = _preceding(scaled, token, tolerance)
-    # In the head a rounding may change places, so that its end is told by the mass before a token.
-    in_head = scaled >= scaled[order[: sampling.HEAD]].min() - 2 * tolerance
-    whole = np.where(weights < loosened.min_p * weights.max(), 0.0, weights)
+    behind_head = np.ones(len(scaled), bool)
+    behind_head[sampling.draw_order(scaled)[: sampling.HEAD]] = False
     lows, highs = [float("inf")], [float("-inf")]
-    for each, shift in product((params, loosened), (-2 * tolerance, 0.0, 2 * tolerance)):
-        kept = np.empty_like(weights)
-        kept[order] = sampling.restrict(_with_tail_moved(scaled[order], shift), weights[order], each)
+    for each in (_moved(params, -tolerance), params, _moved(params, tolerance)):
+        kept = sampling.restrict(scaled, weights, each)
+        least = scaled[kept > 0].min()
+        if scaled[token] < least - 2 * tolerance:
+            continue
+        # In the head an excluded token stands behind those kept; behind it rounding may exchange two in between.
+        at_the_limit = behind_head & (np.abs(scaled - least) <= 2 * tolerance)
+        exchanged = weights[at_the_limit].sum() if (at_the_limit & (kept == 0)).any() else 0.0
         mass = kept.sum()
-        kept[in_head] = whole[in_head]
-        before = kept[surely].sum()
-        # The last token that is kept ends at the mass: one that begins there is excluded.
-        if kept[token] and before < mass * (1 - 1e-9):
-            lows.append(float(before / mass))
-            highs.append(float(kept[maybe].sum() / mass))
+        kept[token] = weights[token]
+        lows.append(float((kept[surely].sum() - exchanged) / mass))
+        highs.append(float((kept[maybe].sum() + exchanged) / mass))
     return min(lows), max(highs)
 
 
-def _with_tail_moved(ordered: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
-    """The logits as they might be grouped after rounding."""
-    return np.concatenate([ordered[: sampling.HEAD], ordered[sampling.HEAD :] + shift])
+def _moved(params: SamplingParams, by: float) -> SamplingParams:
+    """The parameters with the limits of top-p and min-p looser by so much, where they are on."""
+    top_p = min(max(params.top_p + by, 1e-9), 1.0) if params.top_p < 1 else 1.0
+    min_p = min(max(params.min_p - by, 0.0), 1.0) if params.min_p > 0 else 0.0
+    return replace(params, top_p=top_p, min_p=min_p)
 
 
 def _preceding(scaled: NDArray[np.float64], token: int, tolerance: float) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Tokens that stand before `token` whatever the rounding; those, and itself, that may.
+    """Masks of the tokens that surely, and possibly, precede `token` (itself among the latter).
 
     Both logits may move, and so may the head's last one.
     """
@@ -82,7 +82,7 @@ def _preceding(scaled: NDArray[np.float64], token: int, tolerance: float) -> tup
 
 
 def _positions(scaled: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
-    """What tokens are sorted by, ties by id: the distance in nats from the head's last, the same for all behind it."""
+    """Sort key of each token, ties by id: its distance in nats from the head's last, the same for all behind it."""
     last = np.sort(scaled)[::-1][: sampling.HEAD][-1]
     distance: NDArray[np.float64] = last - scaled + shift
     return np.where(distance <= 0, distance, np.inf)

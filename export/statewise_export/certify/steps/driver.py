@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Prefilled:
-    """What feeding the prompts gave."""
+    """Results of feeding the prompts."""
 
     first: list[StepResult]
     """For each row, the run that ended its prompt."""

@@ -1,4 +1,4 @@
-"""How far what a variant of lower precision says of whole sequences lies from PyTorch in float32."""
+"""Divergence of a variant of lower precision from PyTorch in float32, in its predictions for whole sequences."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sequences_like(items: Array | None, spec: ModelSpec, scale: Scale) -> HeldOu
 def measure_answers(
     runner: OneShotRunner, reference: ReferencePredictor, held_out: HeldOut
 ) -> LabelDivergence | AnswerDivergence:
-    """Give the same sequences to both, and compare what they say of them."""
+    """Give the same sequences to both, and compare their predictions."""
     width = runner.bucket_of(max(map(len, held_out.rows)))
     actual = [runner.run_rows([row], width)[0]["output"] for row in held_out.rows]
     expected = [reference.predict(row) for row in held_out.rows]

@@ -1,4 +1,4 @@
-"""Whether a row alone gives what it gives in company, as far as a certificate asks."""
+"""A row alone against the same row in a batch, and beside a prompt that is read in the same run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,33 @@ import numpy as np
 
 from statewise.bundles.certificate import Tolerances
 from statewise.rules.sampling import GREEDY, SamplingParams
-from statewise_export.certify.driver import RuntimeDecoder
+from statewise_export.certify.check import Check, Outcome
+from statewise_export.certify.figures import describe_batch
 from statewise_export.certify.inputs import Prompts
+from statewise_export.certify.steps import drawn_vectors, tokens
+from statewise_export.certify.steps.driver import RuntimeDecoder
 from statewise_export.certify.tolerances import agree
+from statewise_export.certify.trial import Trial
 
 MIXED_CHUNK = 16
 """Items of a prompt that are read beside decoding rows."""
+STEPS_PER_RUN = (1, 5, 16, 2)
+NUM_COMPARED = 24
+"""Items that are generated behind each prompt, alone and in company."""
+
+_SAMPLED = {"categorical": tokens.SAMPLED, "mixture": drawn_vectors.SAMPLED, "value": (GREEDY,)}
+
+
+def _run(trial: Trial) -> list[Outcome]:
+    if trial.tolerances.batch == "within":
+        is_invariant = agrees_in_batch(trial.decoder, trial.prompts, trial.tolerances)
+    else:
+        settings = _SAMPLED[trial.spec.head.kind]
+        params = [settings[row % len(settings)] for row in range(len(trial.prompts))]
+        num_items = min(NUM_COMPARED, trial.position_limit - max(map(len, trial.prompts.items)))
+        is_invariant = is_batch_invariant(trial.decoder, trial.prompts, params, num_items, STEPS_PER_RUN)
+    figure = describe_batch(trial.tolerances, is_invariant=is_invariant)
+    return [Outcome("row alone = row in a batch", is_invariant, figure, figures={"batch_invariant": is_invariant})]
 
 
 def agrees_in_batch(decoder: RuntimeDecoder, prompts: Prompts, tolerances: Tolerances) -> bool:
@@ -66,3 +87,6 @@ def _mixes_exactly(decoder: RuntimeDecoder, prompts: Prompts, params: list[Sampl
         if not (np.array_equal(own_items[0], items) and np.array_equal(own_log_probabilities[0], log_probabilities)):
             return False
     return True
+
+
+BATCH_INVARIANCE = Check("batch invariance", lambda trial: trial.spec.generates, _run)

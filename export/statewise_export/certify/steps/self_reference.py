@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from statewise.model.spec import ModelSpec, TokenInput
 from statewise.rules.mixture import noise_of
 from statewise.rules.sampling import GREEDY, SamplingParams
-from statewise_export.certify.driver import RuntimeDecoder
+from statewise_export.certify.steps.driver import RuntimeDecoder
 from statewise_training.reference.decoding import next_item
 
 Array = NDArray[Any]
 
 
 class SelfReference:
-    """Answers as statewise_training.reference.decoding.ReferenceDecoder does, from the step graph alone."""
+    """Computes what statewise_training.reference.decoding.ReferenceDecoder does, with the variant's own step graph."""
 
     def __init__(self, decoder: RuntimeDecoder) -> None:
         self._decoder = decoder
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model reads, carries and gives."""
+        """Spec of the model."""
         return self._decoder.runner.spec
 
     def outputs(self, rows: Sequence[Array], sources: Sequence[Array] | None = None) -> list[NDArray[np.float32]]:
@@ -57,6 +57,27 @@ class SelfReference:
                 assert result.outputs is not None
                 last = list(result.outputs)
         return [np.stack(row) for row in chosen], [np.stack(row) for row in seen]
+
+    def outputs_behind(
+        self,
+        prompts: Sequence[Array],
+        items: Sequence[Array],
+        sources: Sequence[Array] | None,
+        chunk: int,
+    ) -> list[NDArray[np.float32]]:
+        """Outputs that given items were chosen from, `[item, size]` each: prompts in chunks, then single steps."""
+        runner, num_rows = self._decoder.runner, len(prompts)
+        prefilled = self._decoder.prefill(prompts, [GREEDY] * num_rows, chunk, sources)
+        seen = [[row[max(row)]] for row in prefilled.outputs]
+        ones, no_noise = np.ones(num_rows, np.int64), runner.sampler.no_noise(num_rows, 1)
+        for position in range(max(map(len, items)) - 1):
+            # Rows that have come to their end read their last item again, within the state that is there anyway.
+            fed = np.stack([row[min(position, len(row) - 1)] for row in items])[:, None]
+            result = runner.step(slice(0, num_rows), fed, ones, no_noise, num_rows=num_rows, with_outputs=True)
+            assert result.outputs is not None
+            for row, output in enumerate(result.outputs):
+                seen[row].append(output)
+        return [np.stack(row[: len(own)]) for row, own in zip(seen, items, strict=True)]
 
     def _choose(
         self, output: NDArray[np.float32], params: SamplingParams, prompt: Array, chosen: Sequence[Any], position: int

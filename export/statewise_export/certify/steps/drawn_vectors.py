@@ -1,4 +1,4 @@
-"""Vectors that the graphs have drawn, against statewise.rules.mixture's rules applied to the reference's outputs.
+"""Vectors drawn by the graphs against the rules of statewise.rules.mixture, applied to the reference's outputs.
 
 The reference reads the vectors that the graphs drew, so that rounding does not grow from one to the next.
 """
@@ -16,10 +16,10 @@ from statewise.model.spec import MixtureHead
 from statewise.rules import mixture
 from statewise.rules.mixture import Mixture
 from statewise.rules.sampling import GREEDY, SamplingParams
-from statewise_export.certify.driver import RuntimeDecoder
+from statewise_export.certify.check import Check, Outcome
+from statewise_export.certify.figures import describe_tokens
 from statewise_export.certify.inputs import Prompts
-from statewise_export.certify.self_reference import SelfReference
-from statewise_training.reference.decoding import ReferenceDecoder
+from statewise_export.certify.trial import Trial
 
 Array = NDArray[Any]
 
@@ -31,35 +31,39 @@ SAMPLED = (
     SamplingParams(seed=2**63 + 4, temperature=0.1),
 )
 NUM_DRAWN = 64
+STEPS_PER_RUN = (1, 5, 16, 2)
+
+
+def _run(trial: Trial) -> list[Outcome]:
+    prompts = trial.prompts
+    count = min(NUM_DRAWN, trial.position_limit - max(map(len, prompts.items)))
+    params = [SAMPLED[row % len(SAMPLED)] for row in range(len(prompts))]
+    drawn, _ = trial.decoder.generate(
+        prompts.items, params, count, prompts.sources, chunk=64, steps_per_run=STEPS_PER_RUN
+    )
+    found = compare_drawn(trial, prompts, params, drawn)
+    return [Outcome("sampled vectors", found.all_equal, describe_tokens(found), figures={"sampled_vectors": found})]
 
 
 def compare_drawn(
-    decoder: RuntimeDecoder,
-    reference: ReferenceDecoder | SelfReference,
-    prompts: Prompts,
-    num_items: int,
-    steps_per_run: Sequence[int],
-    tolerances: Tolerances,
-    deviation: Array,
+    trial: Trial, prompts: Prompts, params: Sequence[SamplingParams], drawn: Sequence[Array]
 ) -> TokenAgreement:
-    """Draw after every prompt, with one setting after another; `deviation`: of each feature, the unit of errors."""
-    head = reference.spec.head
+    """Compare the vectors drawn behind each prompt, `[item, features]`, with the rules' choices."""
+    head = trial.spec.head
     assert isinstance(head, MixtureHead)
-    params = [SAMPLED[row % len(SAMPLED)] for row in range(len(prompts))]
-    drawn, _ = decoder.generate(
-        prompts.items, params, num_items, prompts.sources, chunk=64, steps_per_run=steps_per_run
-    )
     read = [np.concatenate([prompt, own[:-1]]) for prompt, own in zip(prompts.items, drawn, strict=True)]
     equal = near_ties = 0
-    for row, outputs in enumerate(reference.outputs(read, prompts.sources)):
-        p, output = params[row], outputs[-num_items:].astype(np.float64)
+    for row, outputs in enumerate(trial.reference.outputs(read, prompts.sources)):
+        num_items, p = len(drawn[row]), params[row]
+        output = outputs[-num_items:].astype(np.float64)
         noise = mixture.noise_of(head, p.seed or 0).take(0, num_items)
-        fits = _fits(drawn[row], output, head, p.temperature, noise, tolerances, deviation)
-        is_chosen, may_be = _components(output, head, p.temperature, noise, tolerances)
+        deviation = np.broadcast_to(np.asarray(trial.scale.deviation, np.float64), head.features)
+        fits = _fits(drawn[row], output, head, p.temperature, noise, trial.tolerances, deviation)
+        is_chosen, may_be = _components(output, head, p.temperature, noise, trial.tolerances)
         is_equal = (fits & is_chosen).any(axis=1)
         equal += int(is_equal.sum())
         near_ties += int(((fits & may_be).any(axis=1) & ~is_equal).sum())
-    return TokenAgreement(compared=num_items * len(prompts), equal=equal, near_ties=near_ties)
+    return TokenAgreement(compared=sum(map(len, drawn)), equal=equal, near_ties=near_ties)
 
 
 def _fits(
@@ -71,7 +75,7 @@ def _fits(
     tolerances: Tolerances,
     deviation: Array,
 ) -> NDArray[np.bool_]:
-    """Of which components a vector can be, within the tolerance of the outputs: bool `[item, component]`."""
+    """Whether a vector may come from each component, within the tolerance of the outputs: bool `[item, component]`."""
     parts = Mixture.of(output, head)
     expected = mixture.draw_each(output, head, temperature, noise)
     # An error of the parameters goes through mean + sqrt(T) L z; that of a logarithm is relative to its exponential.
@@ -98,3 +102,6 @@ def _components(
     starts = ends - mixture.weights(logits, temperature)
     uniform = noise[:, :1]
     return (starts <= uniform) & (uniform < ends), (starts - tie <= uniform) & (uniform <= ends + tie)
+
+
+SAMPLED_VECTORS = Check("sampled vectors", lambda trial: isinstance(trial.spec.head, MixtureHead), _run)
