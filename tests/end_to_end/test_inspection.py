@@ -110,7 +110,7 @@ BAD_INPUT = {
     "vectors for text": (
         {"model": "attentive", "input": {"vectors": {"features": 1, "values": [1]}}},
         INVALID,
-        "input.vectors: model 'attentive' reads tokens or text",
+        "input.vectors.values: model 'attentive' reads tokens or text",
     ),
     "text for vectors": (
         {"model": "gated", "input": {"text": "a"}},
