@@ -1,5 +1,6 @@
 """Statewise: what clients and plugin authors import.
 
+A model in this process: `with load("models/NAME") as model: print(model.generate("prompt").text)`.
 A client: `with Client() as client: print(client.generate("model", "prompt").text)`.
 A plugin: a subclass of `SequencePlugin`, announced under the entry-point group `statewise.plugins`.
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
         GenerationInfo,
         Hypothesis,
         Inspection,
-        Model,
+        ModelInfo,
         Prediction,
         PredictionInfo,
         Score,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         TokenLogProbability,
         Usage,
     )
+    from statewise.loading import load
     from statewise.plugins import PluginConfig, SequencePlugin
     from statewise.rules.sampling import SamplingParams
 
@@ -65,7 +67,7 @@ __all__ = [
     "Inspection",
     "InternalError",
     "InvalidRequestError",
-    "Model",
+    "ModelInfo",
     "NotFoundError",
     "OverloadedError",
     "ParityError",
@@ -81,6 +83,7 @@ __all__ = [
     "UnavailableError",
     "Usage",
     "__version__",
+    "load",
 ]
 
 _MODULES = {
@@ -88,6 +91,7 @@ _MODULES = {
     "SamplingParams": "statewise.rules.sampling",
     "SequencePlugin": "statewise.plugins",
     "__version__": "statewise.versions",
+    "load": "statewise.loading",
 }
 """The module of each public name that is imported on first use; a name that is not here is the client's."""
 

@@ -24,11 +24,17 @@ class StatewiseError(Exception):
 
 
 class InvalidRequestError(StatewiseError):
-    """A request that can never succeed; `field` names the culprit as the wire spells it."""
+    """A request that can never succeed; `field` names the culprit: an argument's name, or the wire's on the wire."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(f"{field}: {message}" if field else message)
+        self.message = message
+        """Without the field's name."""
         self.field = field
+
+    def renamed(self, field: str) -> "InvalidRequestError":
+        """Return the same error with the field's name in another interface."""
+        return InvalidRequestError(self.message, field=field)
 
 
 class NotFoundError(StatewiseError):

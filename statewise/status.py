@@ -45,7 +45,5 @@ def error_from(code: grpc.StatusCode, message: str, field: str | None = None) ->
     """Return the error that a gRPC code stands for; a code that is not in the table gives InternalError."""
     kind = _ERRORS.get(code, InternalError)
     if kind is InvalidRequestError:
-        error = InvalidRequestError(message)
-        error.field = field or None
-        return error
+        return InvalidRequestError(message.removeprefix(f"{field}: "), field=field or None)
     return kind(message if code in _ERRORS else f"{message} ({code.name})")

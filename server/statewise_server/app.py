@@ -20,11 +20,11 @@ from statewise.errors import ConfigError
 from statewise.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from statewise.v1.prediction_pb2_grpc import add_PredictionServiceServicer_to_server
 from statewise_server.config import ServerSettings
+from statewise_server.local.forecasting import ForecastLimits
 from statewise_server.metrics import ServerMetrics
 from statewise_server.repository.repository import ModelEntry, Repository
 from statewise_server.services.barrier import Barrier
 from statewise_server.services.v1 import generation, prediction
-from statewise_server.services.v1.forecast import ForecastLimits
 from statewise_server.services.v1.generation import GenerationService, StreamLimits
 from statewise_server.services.v1.prediction import PredictionService
 
@@ -126,12 +126,21 @@ class Application:
             await self._health.set(name, status)
 
 
+REFUSALS_PER_CONNECTION = 8192
+"""Calls beyond `max_streams` that one connection may have open, each to be told that there are too many."""
+
+
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    most_calls = settings.max_streams + REFUSALS_PER_CONNECTION
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
-        # Per connection: a flood of streams that are opened and reset stays bounded.
-        ("grpc.max_concurrent_streams", settings.max_streams + 16),
+        # Per connection: a flood of streams that are opened and reset stays bounded. HTTP/2 refuses those beyond it
+        # without a reason, so that there is room for calls that are refused with one.
+        ("grpc.max_concurrent_streams", most_calls),
+        # Calls that the event loop has not taken yet; gRPC drops those beyond, from 1000 on, as CANCELLED.
+        ("grpc.server.max_pending_requests", most_calls),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * most_calls),
         # Two servers on one port would share its connections silently.
         ("grpc.so_reuseport", 0),
         # A peer that has vanished is found out after 30 + 10 seconds, and its rows are freed.

@@ -17,9 +17,10 @@ from rich.markup import escape
 from typer.main import get_command
 
 import statewise
+from statewise.cli.flags import in_flags
 from statewise.cli.groups import LazyGroup
 from statewise.cli.table import COMMANDS
-from statewise.errors import DivergedError, ParityError, StatewiseError
+from statewise.errors import DivergedError, InvalidRequestError, ParityError, StatewiseError
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, InvalidRequestError):
+        error = in_flags(error)
     if isinstance(error, StatewiseError):
         return str(error), 1 if isinstance(error, ParityError | DivergedError) else 2
     remedy = "a fault of Statewise itself; STATEWISE_TRACEBACK=1 shows where, please report it"

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from statewise.cli.generate import Address
-from statewise.client import DEFAULT_ADDRESS, Client, Model
+from statewise.client import DEFAULT_ADDRESS, Client, ModelInfo
 
 
 def models(
@@ -28,7 +28,7 @@ def models(
     Console().print(_table(found))
 
 
-def _table(found: list[Model]) -> Table:
+def _table(found: list[ModelInfo]) -> Table:
     # Names are to be copied, so they stay whole where the terminal is narrow.
     whole = [Column(name, no_wrap=True, overflow="fold") for name in ("model", "state", "variant")]
     table = Table(*whole, "plugin", "input", "running", "waiting", "remark")

@@ -1,8 +1,8 @@
 """Clients of a Statewise server: the logic in `core`, two thin classes around it."""
 
 from statewise.client.aio import AsyncChunkStream, AsyncClient
-from statewise.client.core import DEFAULT_ADDRESS, GenerateOptions
-from statewise.client.forecasting import ForecastOptions
+from statewise.client.core import DEFAULT_ADDRESS
+from statewise.client.options import ForecastOptions, GenerateOptions
 from statewise.client.sync import ChunkStream, Client
 from statewise.client.values import (
     Chunk,
@@ -12,7 +12,7 @@ from statewise.client.values import (
     GenerationInfo,
     Hypothesis,
     Inspection,
-    Model,
+    ModelInfo,
     Prediction,
     PredictionInfo,
     Prompt,
@@ -37,7 +37,7 @@ __all__ = [
     "GenerationInfo",
     "Hypothesis",
     "Inspection",
-    "Model",
+    "ModelInfo",
     "Prediction",
     "PredictionInfo",
     "Prompt",

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, cast
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from statewise.client.fields import argument_of
+from statewise.client.items import Items, Text, Tokens, Vectors, items_of
+from statewise.client.options import GenerateOptions, beam_search_of, check_known, sampling_of, stop_strings_of
 from statewise.client.values import (
     Chunk,
     FinishReason,
     Generation,
     GenerationInfo,
     Hypothesis,
-    Model,
+    ModelInfo,
     Prompt,
     TokenLogProbability,
     Usage,
 )
-from statewise.errors import InternalError, InvalidRequestError, StatewiseError, UnavailableError
+from statewise.errors import InternalError, InvalidRequestError, OverloadedError, StatewiseError, UnavailableError
 from statewise.status import FIELD_KEY, error_from
 from statewise.v1 import generation_pb2 as pb
 
@@ -37,19 +40,8 @@ CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-)
-
-_BEAM_SEARCH = ("num_beams", "length_penalty", "num_hypotheses", "early_stopping")
+_REFUSED_STREAM = "RST_STREAM with error code 7"
+"""gRPC's words for HTTP/2's REFUSED_STREAM (RFC 9113, section 7): the connection has too many streams."""
 
 _FINISH_REASONS: dict[int, FinishReason] = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 
@@ -60,101 +52,49 @@ _STATES: dict[int, Literal["loading", "ready", "refused"]] = {
 }
 
 
-class GenerateOptions(TypedDict, total=False):
-    """How to continue a prompt. Without a sampling option the answer is greedy; None means absent."""
-
-    version: int
-    """Version of the model; by default the newest that is ready."""
-    max_tokens: int | None
-    """Most items to generate; by default the server's number."""
-    temperature: float | None
-    """0 is greedy; 1 (the default beside another sampling option) is the model's own distribution."""
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    logit_bias: Mapping[int, float] | None
-    seed: int | None
-    """The same seed gives the same tokens; by default the server picks one and returns it."""
-    stop: str | Sequence[str]
-    """Strings that end the answer, and are no part of it."""
-    ignore_end_token: bool
-    logprobs: int | None
-    """0 for the log-probability of each chosen token; n for those of the n most probable tokens too."""
-    source: Prompt | None
-    """What an encoder-decoder decodes; the prompt is then what the answer begins with, and mostly empty."""
-    num_beams: int | None
-    """Searches for the most probable answers, following so many beginnings at once; the next three need it."""
-    length_penalty: float | None
-    """Answers are ranked by log-probability / length ** length_penalty; by default 1."""
-    num_hypotheses: int | None
-    """How many answers of a search are returned; by default 1."""
-    early_stopping: bool
-    """Whether a search ends with its first `num_beams` answers."""
-    timeout: float | None
-    """Seconds until the whole answer must be there; by default the client's."""
-
-
 def generate_request(model: str, prompt: Prompt, options: GenerateOptions) -> pb.GenerateRequest:
     """Build the request. Raises InvalidRequestError for what a message cannot hold."""
-    unknown = set(options) - set(GenerateOptions.__annotations__)
-    if unknown:
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    check_known(options, GenerateOptions)
     request = pb.GenerateRequest()
     set_field(request, "model", model)
     set_field(request, "version", options.get("version", 0))
-    set_prompt(request, prompt)
-    for name in _SAMPLING:
-        if (value := options.get(name)) is not None:
-            set_field(request.sampling, name, value)
+    set_items(request, items_of(prompt), "prompt")
+    for name, value in sampling_of(options).items():
+        set_field(request.sampling, name, value)
     if (max_tokens := options.get("max_tokens")) is not None:
         set_field(request.stop, "max_tokens", max_tokens)
-    stop = options.get("stop", ())
-    set_field(request.stop, "strings", [stop] if isinstance(stop, str) else list(stop))
+    set_field(request.stop, "strings", stop_strings_of(options), argument="stop")
     set_field(request.stop, "ignore_end_token", options.get("ignore_end_token", False))
     if (source := options.get("source")) is not None:
         request.source.SetInParent()
-        set_prompt(request.source, source, field="source")
-    _set_beam_search(request, options)
+        set_items(request.source, items_of(source, "source"), "source")
+    for name, value in beam_search_of(options).items():
+        set_field(request.beam_search, name, value)
     if (logprobs := options.get("logprobs")) is not None:
         request.log_probabilities.SetInParent()
-        set_field(request.log_probabilities, "top", logprobs)
+        set_field(request.log_probabilities, "top", logprobs, argument="logprobs")
     return request
 
 
-def _set_beam_search(request: pb.GenerateRequest, options: GenerateOptions) -> None:
-    given = {name: value for name in _BEAM_SEARCH if (value := options.get(name)) not in (None, False)}
-    if not given:
-        return
-    if "num_beams" not in given:
-        raise InvalidRequestError(f"is needed for {', '.join(given)}", field="num_beams")
-    for name, value in given.items():
-        set_field(request.beam_search, name, value)
-
-
-def set_prompt(request: pb.GenerateRequest | pb.Items, prompt: Prompt, field: str = "prompt") -> None:
-    """Set a sequence. Raises InvalidRequestError, naming the field, for what is none."""
-    if isinstance(prompt, str):
-        set_field(request, "text", prompt)
-        return
-    items = np.asarray(prompt) if len(prompt) else np.empty(0, np.int64)
-    if items.ndim == 2 and items.dtype.kind == "f":
-        request.vectors.features = items.shape[1]
-        set_field(request.vectors, "values", items.astype(np.float32).reshape(-1).tolist())
-    elif items.ndim == 1 and items.dtype.kind in "iu":
-        request.tokens.SetInParent()
-        set_field(request.tokens, "ids", items.tolist())
+def set_items(message: pb.GenerateRequest | pb.Items, items: Items, argument: str) -> None:
+    """Set a sequence. Raises InvalidRequestError, naming the argument, for what a message cannot hold."""
+    if isinstance(items, Text):
+        set_field(message, "text", items.text, argument)
+    elif isinstance(items, Tokens):
+        message.tokens.SetInParent()
+        set_field(message.tokens, "ids", np.asarray(items.ids).tolist(), argument)
     else:
-        raise InvalidRequestError(
-            f"must be text, integers [time] or floats [time, features], got {items.dtype} {list(items.shape)}",
-            field=field,
-        )
+        set_vectors(message.vectors, items, argument)
 
 
-def set_field(message: Any, name: str, value: Any) -> None:
-    """Set a field of a message. Raises InvalidRequestError for what it cannot hold."""
+def set_vectors(message: pb.VectorSequence, vectors: Vectors, argument: str) -> None:
+    """Set real vectors. Raises InvalidRequestError, naming the argument, for what a message cannot hold."""
+    message.features = vectors.features
+    set_field(message, "values", np.asarray(vectors.values).tolist(), argument)
+
+
+def set_field(message: Any, name: str, value: Any, argument: str | None = None) -> None:
+    """Set a field of a message. Raises InvalidRequestError, naming the argument, for what it cannot hold."""
     try:
         if isinstance(value, list):
             getattr(message, name).extend(value)
@@ -163,7 +103,7 @@ def set_field(message: Any, name: str, value: Any) -> None:
         else:
             setattr(message, name, value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRequestError(f"cannot be sent: {error}", field=name) from error
+        raise InvalidRequestError(f"cannot be sent: {error}", field=argument or name) from error
 
 
 def chunk_from(response: pb.GenerateResponse) -> Chunk:
@@ -217,7 +157,7 @@ def fold(chunks: Iterable[Chunk]) -> Generation:
     )
 
 
-def model_from(message: pb.Model) -> Model:
+def model_from(message: pb.Model) -> ModelInfo:
     """Read the description of a model."""
     optional = {"start_token", "end_token"}
     values = {
@@ -226,7 +166,7 @@ def model_from(message: pb.Model) -> Model:
         if field.name not in optional or message.HasField(cast(Any, field.name))
     }
     values |= {name: tuple(values[name]) for name in ("methods", "labels")}
-    return Model(**({"start_token": None, "end_token": None} | values | {"state": _STATES[message.state]}))
+    return ModelInfo(**({"start_token": None, "end_token": None} | values | {"state": _STATES[message.state]}))
 
 
 @contextmanager
@@ -243,10 +183,17 @@ def error_of(error: Any, address: str) -> StatewiseError:
     code = error.code()
     details = error.details() or code.name
     field = dict(error.trailing_metadata() or ()).get(FIELD_KEY)
+    if code is grpc.StatusCode.UNAVAILABLE and field is None and _REFUSED_STREAM in details:
+        return OverloadedError(
+            f"the server at {address} takes no more streams from one connection ({details}); open fewer, or retry later"
+        )
     if code is grpc.StatusCode.UNAVAILABLE and field is None:
         # From the connection, not from the server: gRPC's own words say how, but not what to do.
         return UnavailableError(
             f"no Statewise server can be reached at {address} ({details}); start one with "
             "`statewise serve --models DIR`, or give its address"
         )
-    return error_from(code, details, field)
+    mapped = error_from(code, details, field)
+    if isinstance(mapped, InvalidRequestError) and mapped.field:
+        return mapped.renamed(argument_of(mapped.field))
+    return mapped

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from statewise.client.core import set_field, set_prompt
+from statewise.client.core import set_field, set_items
+from statewise.client.items import is_frame, items_of
 from statewise.client.values import Inspection, Prediction, PredictionInfo, Prompt, Score, Tag
 from statewise.errors import InternalError, InvalidRequestError
 from statewise.v1 import prediction_pb2
@@ -32,12 +34,14 @@ def _set_inputs(
     inputs: Sequence[Prompt],
     version: int,
 ) -> None:
-    if isinstance(inputs, str):
-        raise InvalidRequestError("must be a list of sequences; put the one text into a list", field="inputs")
+    if isinstance(inputs, str) or is_frame(inputs):
+        kind = "text" if isinstance(inputs, str) else "table"
+        raise InvalidRequestError(f"must be a list of sequences; put the one {kind} into a list", field="inputs")
     set_field(request, "model", model)
     set_field(request, "version", version)
-    for sequence in inputs:
-        set_prompt(request.inputs.add(), sequence)
+    for index, sequence in enumerate(inputs):
+        field = f"inputs[{index}]"
+        set_items(request.inputs.add(), items_of(sequence, field), field)
 
 
 def inspect_request(model: str, sequence: Prompt, version: int) -> prediction_pb2.InspectRequest:
@@ -45,7 +49,7 @@ def inspect_request(model: str, sequence: Prompt, version: int) -> prediction_pb
     request = prediction_pb2.InspectRequest()
     set_field(request, "model", model)
     set_field(request, "version", version)
-    set_prompt(request.input, sequence)
+    set_items(request.input, items_of(sequence, "sequence"), "sequence")
     return request
 
 
@@ -53,6 +57,14 @@ def predictions_from(response: prediction_pb2.PredictResponse) -> list[Predictio
     """Read what a model says of each sequence."""
     info = _prediction_info(response.info)
     return [_prediction(message, tuple(response.labels), info) for message in response.predictions]
+
+
+def embeddings_from(predictions: Sequence[Prediction]) -> list[NDArray[np.float32]]:
+    """Return the embedding of each prediction. Raises InvalidRequestError where the model makes none."""
+    embeddings = [prediction.embedding for prediction in predictions if prediction.embedding is not None]
+    if len(embeddings) < len(predictions):
+        raise InvalidRequestError(f"{predictions[0].info.model!r} makes no embeddings; use predict", field="model")
+    return embeddings
 
 
 def _prediction(message: prediction_pb2.Prediction, labels: tuple[str, ...], info: PredictionInfo) -> Prediction:

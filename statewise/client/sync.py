@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Self, Unpack
 
 import grpc
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from statewise.client import core, forecasting, predicting
-from statewise.client.values import Chunk, Forecast, Generation, Inspection, Model, Prediction, Prompt, Score
+from statewise.client.options import ForecastOptions, GenerateOptions
+from statewise.client.values import Chunk, Forecast, Generation, Inspection, ModelInfo, Prediction, Prompt, Score
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceStub
 from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
@@ -72,14 +74,14 @@ class Client:
         prediction_stub: Any = PredictionServiceStub
         self._prediction_stub = prediction_stub(self._channel)
 
-    def stream(self, model: str, prompt: Prompt = "", **options: Unpack[core.GenerateOptions]) -> ChunkStream:
+    def stream(self, model: str, prompt: Prompt = "", **options: Unpack[GenerateOptions]) -> ChunkStream:
         """Continue a prompt, giving the answer as it is made; options as in `GenerateOptions`."""
         request = core.generate_request(model, prompt, options)
         with core.errors_mapped(self.address):
-            call = self._stub.Generate(request, timeout=options.get("timeout", self._timeout))
+            call = self._stub.Generate(request, timeout=self._seconds(options.get("timeout")))
         return ChunkStream(call, self.address)
 
-    def generate(self, model: str, prompt: Prompt = "", **options: Unpack[core.GenerateOptions]) -> Generation:
+    def generate(self, model: str, prompt: Prompt = "", **options: Unpack[GenerateOptions]) -> Generation:
         """Continue a prompt, and return the whole answer; options as in `GenerateOptions`."""
         with self.stream(model, prompt, **options) as chunks:
             return core.fold(chunks)
@@ -90,8 +92,14 @@ class Client:
         """What a model says of whole sequences: labels, tags, embeddings or values, one answer for each."""
         request = predicting.predict_request(model, inputs, version)
         with core.errors_mapped(self.address):
-            response = self._prediction_stub.Predict(request, timeout=timeout or self._timeout)
+            response = self._prediction_stub.Predict(request, timeout=self._seconds(timeout))
         return predicting.predictions_from(response)
+
+    def embed(
+        self, model: str, inputs: Sequence[Prompt], *, version: int = 0, timeout: float | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Return the embedding of each whole sequence, float32 `[size]`."""
+        return predicting.embeddings_from(self.predict(model, inputs, version=version, timeout=timeout))
 
     def score(
         self, model: str, inputs: Sequence[Prompt], *, version: int = 0, timeout: float | None = None
@@ -99,37 +107,39 @@ class Client:
         """How probable a generating model finds whole sequences, item by item."""
         request = predicting.score_request(model, inputs, version)
         with core.errors_mapped(self.address):
-            response = self._prediction_stub.Score(request, timeout=timeout or self._timeout)
+            response = self._prediction_stub.Score(request, timeout=self._seconds(timeout))
         return predicting.scores_from(response)
 
     def inspect(self, model: str, sequence: Prompt, *, version: int = 0, timeout: float | None = None) -> Inspection:
         """What a model attends to, or how its gates stand, while it reads; it must be exported with `--inspect`."""
         request = predicting.inspect_request(model, sequence, version)
         with core.errors_mapped(self.address):
-            response = self._prediction_stub.Inspect(request, timeout=timeout or self._timeout)
+            response = self._prediction_stub.Inspect(request, timeout=self._seconds(timeout))
         return predicting.inspection_from(response)
 
-    def forecast(
-        self, model: str, context: ArrayLike, horizon: int, **options: Unpack[forecasting.ForecastOptions]
-    ) -> Forecast:
+    def forecast(self, model: str, context: ArrayLike, horizon: int, **options: Unpack[ForecastOptions]) -> Forecast:
         """Sample how a series `[time, features]`, or `[time]` of one feature, goes on for `horizon` items."""
         request = forecasting.forecast_request(model, context, horizon, options)
         with core.errors_mapped(self.address):
-            response = self._prediction_stub.Forecast(request, timeout=options.get("timeout", self._timeout))
-        return forecasting.forecast_from(response)
+            response = self._prediction_stub.Forecast(request, timeout=self._seconds(options.get("timeout")))
+        return forecasting.forecast_from(response, context)
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[ModelInfo]:
         """List the server's models, also those that it has refused, with the reason."""
         with core.errors_mapped(self.address):
             response = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout)
         return [core.model_from(model) for model in response.models]
 
-    def model(self, name: str, version: int = 0) -> Model:
+    def model(self, name: str, version: int = 0) -> ModelInfo:
         """Describe one model; version 0 is the newest that is ready."""
         with core.errors_mapped(self.address):
             request = pb.GetModelRequest(model=name, version=version)
             response = self._stub.GetModel(request, timeout=self._timeout)
         return core.model_from(response.model)
+
+    def _seconds(self, timeout: float | None) -> float | None:
+        """Return a call's timeout; by default the client's."""
+        return self._timeout if timeout is None else timeout
 
     def close(self) -> None:
         """Close the connection; calls that still run are cancelled."""

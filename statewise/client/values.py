@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from statewise.client import frames
 
 FinishReason = Literal["stop", "length"]
 
@@ -97,6 +99,10 @@ class Generation:
     hypotheses: tuple[Hypothesis, ...] = ()
     """What a beam search has found, best first; text and tokens above are the first one's."""
 
+    def to_dataframe(self) -> Any:
+        """Return a pandas DataFrame with a row for each item. Raises ConfigError without pandas."""
+        return frames.generation_table(self)
+
 
 @dataclass(frozen=True, slots=True)
 class PredictionInfo:
@@ -135,6 +141,10 @@ class Prediction:
     value: NDArray[np.float32] | None = None
     """float32 `[features]`."""
 
+    def to_dataframe(self) -> Any:
+        """Return a pandas DataFrame with a row for each label, tag or number. Raises ConfigError without pandas."""
+        return frames.prediction_table(self)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
@@ -153,6 +163,10 @@ class Score:
         """The exponential of the mean surprise; NaN where no item has a probability."""
         count = len(self.log_probabilities)
         return math.exp(-self.total / count) if count else math.nan
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas DataFrame with a row for each scored item. Raises ConfigError without pandas."""
+        return frames.score_table(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,10 +195,18 @@ class Forecast:
     seed: int
     """Repeats the forecast."""
     info: PredictionInfo
+    features: tuple[str, ...] | None = None
+    """Names of the features, where the context was a pandas DataFrame or a named Series."""
+    index: Any = None
+    """pandas Index of the items, which goes on from the context's; None where that had none."""
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas DataFrame `[horizon, (feature, mean and quantiles)]`. Raises ConfigError without pandas."""
+        return frames.forecast_table(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelInfo:
     """One model of a server's repository."""
 
     name: str
@@ -227,5 +249,6 @@ class Model:
     """Of the longest sequence that `predict` and `score` take, a start token included."""
 
 
-Prompt = str | Sequence[int] | NDArray[np.int64] | NDArray[np.float32]
-"""Text, token ids (a sequence or array of integers `[time]`), or real vectors (floats `[time, features]`)."""
+Prompt = str | Sequence[int] | NDArray[np.int64] | NDArray[np.float32] | Any
+"""Text, token ids (a sequence or array of integers `[time]`), or real vectors (floats `[time, features]`, of any
+array-like, a pandas DataFrame too)."""

@@ -66,7 +66,7 @@ class SamplingParams:
         """Raise InvalidRequestError, naming the field, for a value outside its range."""
         self._check_draw()
         if not 0 <= self.top_k <= 2**31:
-            raise InvalidRequestError(f"must be 0 (off) or more, got {self.top_k}", field="sampling.top_k")
+            raise InvalidRequestError(f"must be 0 (off) or more, got {self.top_k}", field="top_k")
         _check_range("top_p", self.top_p, 0.0, 1.0, low_is_open=True)
         _check_range("min_p", self.min_p, 0.0, 1.0)
         _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_is_open=True)
@@ -74,12 +74,12 @@ class SamplingParams:
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if len(self.logit_bias) > MAX_LOGIT_BIAS_ENTRIES:
             raise InvalidRequestError(
-                f"at most {MAX_LOGIT_BIAS_ENTRIES} entries, got {len(self.logit_bias)}", field="sampling.logit_bias"
+                f"at most {MAX_LOGIT_BIAS_ENTRIES} entries, got {len(self.logit_bias)}", field="logit_bias"
             )
         for token, bias in self.logit_bias.items():
             if not 0 <= token < vocabulary_size:
                 raise InvalidRequestError(
-                    f"token {token} is outside the vocabulary (0 to {vocabulary_size - 1})", field="sampling.logit_bias"
+                    f"token {token} is outside the vocabulary (0 to {vocabulary_size - 1})", field="logit_bias"
                 )
             _check_range("logit_bias", bias, -100.0, 100.0)
 
@@ -91,17 +91,17 @@ class SamplingParams:
             if getattr(self, name) != getattr(usual, name):
                 raise InvalidRequestError(
                     f"works on tokens, and this model gives real vectors; leave it out, got {getattr(self, name):g}",
-                    field=f"sampling.{name}",
+                    field=name,
                 )
         if self.logit_bias:
             raise InvalidRequestError(
-                "works on tokens, and this model gives real vectors; leave it out", field="sampling.logit_bias"
+                "works on tokens, and this model gives real vectors; leave it out", field="logit_bias"
             )
 
     def _check_draw(self) -> None:
         _check_range("temperature", self.temperature, 0.0, 100.0)
         if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise InvalidRequestError(f"must fit into 64 bits, got {self.seed}", field="sampling.seed")
+            raise InvalidRequestError(f"must fit into 64 bits, got {self.seed}", field="seed")
 
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -112,7 +112,7 @@ def _check_range(name: str, value: float, low: float, high: float, *, low_is_ope
     inside = (low < value if low_is_open else low <= value) and value <= high
     if not inside:
         interval = f"{'(' if low_is_open else '['}{low:g}, {high:g}]"
-        raise InvalidRequestError(f"must lie in {interval}, got {value:g}", field=f"sampling.{name}")
+        raise InvalidRequestError(f"must lie in {interval}, got {value:g}", field=name)
 
 
 class Uniforms:

@@ -110,7 +110,7 @@ BAD_INPUT = {
     "vectors for text": (
         {"model": "attentive", "input": {"vectors": {"features": 1, "values": [1]}}},
         INVALID,
-        "input.vectors: model 'attentive' reads tokens or text",
+        "input.vectors.values: model 'attentive' reads tokens or text",
     ),
     "text for vectors": (
         {"model": "gated", "input": {"text": "a"}},
@@ -180,10 +180,10 @@ def test_bad_input_is_told_with_its_field(server: Application, case: str) -> Non
 
 def test_an_answer_that_would_be_too_large_is_refused_before_it_is_made(server: Application, monkeypatch) -> None:
     """The message has the numbers, and the longest sequence that it names is answered."""
-    monkeypatch.setattr("statewise_server.services.v1.inspection.MAX_NUMBERS", NUM_HEADS * 10**2)
+    monkeypatch.setattr("statewise_server.local.predicting.MAX_INSPECTED_NUMBERS", NUM_HEADS * 10**2)
     with Client(server.address, timeout=60) as client:
         with pytest.raises(
-            Exception, match="of 11 items would be 242 numbers, at most 200 are sent; give at most 10 it"
+            Exception, match="of 11 items would be 242 numbers, at most 200 are given; give at most 10 it"
         ):
             client.inspect("attentive", "a" * 10)
 

@@ -31,7 +31,7 @@ def test_public_names() -> None:
         "Inspection",
         "InternalError",
         "InvalidRequestError",
-        "Model",
+        "ModelInfo",
         "NotFoundError",
         "OverloadedError",
         "ParityError",
@@ -47,6 +47,7 @@ def test_public_names() -> None:
         "UnavailableError",
         "Usage",
         "__version__",
+        "load",
     ]
     assert all(hasattr(statewise, name) for name in statewise.__all__)
 

@@ -1,4 +1,4 @@
-"""What one request may ask for, checked before it reaches the engine's thread."""
+"""Limits of one request, checked before it reaches the engine's thread; errors name arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Limits:
     """The settings that bound a request, and the model's own bounds."""
 
     max_positions: int | None
-    """Prompt and output together, the lower of the model's and the operator's number; None where neither gives one."""
+    """Of prompt and output together, whose last item takes none; the lower of the model's and the operator's number.
+    None where neither gives one."""
     max_waiting: int
     max_waiting_tokens: int
     max_prompt_tokens: int
@@ -53,77 +54,82 @@ class Limits:
         """Items to generate where a request names no number; at least 1, for `check` to refuse what does not fit."""
         if self.max_positions is None:
             return self.default_max_tokens
-        return max(1, min(self.default_max_tokens, self.max_positions - prompt_length))
+        return max(1, min(self.default_max_tokens, self._tokens_that_fit(prompt_length)))
+
+    def _tokens_that_fit(self, prompt_length: int) -> int:
+        """Items after a prompt of this length; the last one is not read again, so it takes no position."""
+        assert self.max_positions is not None
+        return self.max_positions - prompt_length + 1
 
     def check(self, request: GenerationRequest, spec: ModelSpec, *, has_tokenizer: bool) -> None:
-        """Raise InvalidRequestError, naming the wire's field, for a request that this model can never serve."""
+        """Raise InvalidRequestError, naming the argument, for a request that this model can never serve."""
         self._check_prompt(request.prompt, spec.input)
         _check_source(request.source, spec)
         if not 1 <= request.max_tokens <= self.max_tokens:
             raise InvalidRequestError(
-                f"must lie in [1, {self.max_tokens}], got {request.max_tokens}", field="stop.max_tokens"
+                f"must lie in [1, {self.max_tokens}], got {request.max_tokens}", field="max_tokens"
             )
-        if self.max_positions is not None and len(request.prompt) + request.max_tokens > self.max_positions:
-            whose = "the model's" if self.max_positions == spec.max_positions else "this server's limit of"
-            raise InvalidRequestError(
-                f"{request.max_tokens} after a prompt of {len(request.prompt)} items exceed {whose} "
-                f"{self.max_positions} positions",
-                field="stop.max_tokens",
-            )
+        self.check_positions(len(request.prompt), request.max_tokens, spec, "max_tokens")
         self._check_stop_strings(request.stop_strings, has_tokenizer=has_tokenizer)
         if request.log_probabilities > self.max_top_log_probabilities or request.log_probabilities < -1:
             raise InvalidRequestError(
-                f"must lie in [0, {self.max_top_log_probabilities}], got {request.log_probabilities}",
-                field="log_probabilities.top",
+                f"must lie in [0, {self.max_top_log_probabilities}], got {request.log_probabilities}", field="logprobs"
             )
         _check_choice(request, spec.head)
         if request.beam_search is not None:
             self._check_beam_search(request, request.beam_search, is_tokens=isinstance(spec.input, TokenInput))
+
+    def check_positions(self, num_read: int, num_made: int, spec: ModelSpec, field: str) -> None:
+        """Raise InvalidRequestError where so many items after so many others exceed the positions."""
+        if self.max_positions is None or num_made <= self._tokens_that_fit(num_read):
+            return
+        whose = "the model's" if self.max_positions == spec.max_positions else "this server's limit of"
+        raise InvalidRequestError(
+            f"{num_made} after {num_read} items exceed {whose} {self.max_positions} positions; at most "
+            f"{max(0, self._tokens_that_fit(num_read))} fit",
+            field=field,
+        )
 
     def _check_prompt(self, prompt: NDArray[Any], reads: InputSpec) -> None:
         if not len(prompt):
             raise InvalidRequestError(
                 "is empty, and the model has no start token to begin from; give at least one item", field="prompt"
             )
-        if len(prompt) > self.max_prompt_tokens:
-            raise InvalidRequestError(f"has {len(prompt)} items, the limit is {self.max_prompt_tokens}", field="prompt")
-        _check_items(prompt, reads)
+        check_length(len(prompt), self.max_prompt_tokens, "prompt")
+        check_items(prompt, reads, "prompt")
 
     def _check_beam_search(self, request: GenerationRequest, params: BeamParams, *, is_tokens: bool) -> None:
-        field = "beam_search"
         if not is_tokens:
-            raise InvalidRequestError("this model gives real vectors, not tokens", field=field)
+            raise InvalidRequestError("this model gives real vectors, which cannot be searched", field="num_beams")
         if not 2 <= params.num_beams <= self.max_beams:
-            raise InvalidRequestError(
-                f"must lie in [2, {self.max_beams}], got {params.num_beams}", field=f"{field}.num_beams"
-            )
+            raise InvalidRequestError(f"must lie in [2, {self.max_beams}], got {params.num_beams}", field="num_beams")
         if not 1 <= params.num_hypotheses <= params.num_beams:
             raise InvalidRequestError(
                 f"must lie in [1, {params.num_beams}], the number of beams; got {params.num_hypotheses}",
-                field=f"{field}.num_hypotheses",
+                field="num_hypotheses",
             )
         # Written so that NaN, which compares false with everything, is refused too.
         if not abs(params.length_penalty) <= MAX_LENGTH_PENALTY:
             raise InvalidRequestError(
                 f"must lie in [-{MAX_LENGTH_PENALTY}, {MAX_LENGTH_PENALTY}], got {params.length_penalty:g}",
-                field=f"{field}.length_penalty",
+                field="length_penalty",
             )
         if request.stop_strings:
-            raise InvalidRequestError("a beam search does not stop at strings; leave them out", field="stop.strings")
+            raise InvalidRequestError("a beam search does not stop at strings; leave them out", field="stop")
         if request.log_probabilities >= 0:
             raise InvalidRequestError(
-                "a beam search gives the log-probability of each hypothesis; leave it out", field="log_probabilities"
+                "a beam search gives the log-probability of each hypothesis; leave it out", field="logprobs"
             )
 
     def _check_stop_strings(self, stop_strings: tuple[str, ...], *, has_tokenizer: bool) -> None:
         if len(stop_strings) > self.max_stop_strings:
             raise InvalidRequestError(
-                f"at most {self.max_stop_strings} stop strings, got {len(stop_strings)}", field="stop.strings"
+                f"at most {self.max_stop_strings} stop strings, got {len(stop_strings)}", field="stop"
             )
         if stop_strings and not has_tokenizer:
-            raise InvalidRequestError("this model has no tokenizer, so its output has no text", field="stop.strings")
+            raise InvalidRequestError("this model has no tokenizer, so its output has no text", field="stop")
         if "" in stop_strings:
-            raise InvalidRequestError("a stop string is empty", field="stop.strings")
+            raise InvalidRequestError("a stop string is empty", field="stop")
 
 
 def _check_source(source: NDArray[Any] | None, spec: ModelSpec) -> None:
@@ -135,28 +141,31 @@ def _check_source(source: NDArray[Any] | None, spec: ModelSpec) -> None:
         raise InvalidRequestError("is missing; this model makes its output of a source", field="source")
     if not len(source):
         raise InvalidRequestError("is empty; give at least one item", field="source")
-    if len(source) > spec.max_source_positions:
-        raise InvalidRequestError(
-            f"has {len(source)} items, and the model reads at most {spec.max_source_positions}", field="source"
-        )
-    _check_items(source, spec.source, "source.")
+    check_length(len(source), spec.max_source_positions, "source")
+    check_items(source, spec.source, "source")
 
 
-def _check_items(items: NDArray[Any], reads: InputSpec, prefix: str = "") -> None:
+def check_length(length: int, most: int, field: str, num_around: int = 0) -> None:
+    """Raise InvalidRequestError for a sequence of too many items, of which so many special tokens surround a text."""
+    if length > most:
+        included = f"{num_around} special tokens around the text" if num_around else "a start token"
+        raise InvalidRequestError(f"has {length} items, {included} included; at most {most} are allowed", field=field)
+
+
+def check_items(items: NDArray[Any], reads: InputSpec, field: str) -> None:
+    """Raise InvalidRequestError for ids outside the vocabulary, and for vectors of another width or not finite."""
     if isinstance(reads, TokenInput):
         outside = items[(items < 0) | (items >= reads.vocabulary_size)]
         if len(outside):
             raise InvalidRequestError(
-                f"id {outside[0]} is outside the vocabulary (0 to {reads.vocabulary_size - 1})",
-                field=f"{prefix}tokens.ids",
+                f"id {outside[0]} is outside the vocabulary (0 to {reads.vocabulary_size - 1})", field=field
             )
     elif items.ndim != 2 or items.shape[1] != reads.features:
         raise InvalidRequestError(
-            f"has {items.shape[-1]} features per item, the model reads {reads.features}",
-            field=f"{prefix}vectors.features",
+            f"has {items.shape[-1]} features per item, the model reads {reads.features}", field=f"{field}.features"
         )
     elif not np.isfinite(items).all():
-        raise InvalidRequestError("holds NaN or infinity", field=f"{prefix}vectors.values")
+        raise InvalidRequestError("holds NaN or infinity", field=field)
 
 
 def _check_choice(request: GenerationRequest, head: HeadSpec) -> None:
@@ -169,7 +178,7 @@ def _check_choice(request: GenerationRequest, head: HeadSpec) -> None:
             raise InvalidRequestError(
                 f"must be 0, for this model gives real vectors, of which none can be listed; got "
                 f"{request.log_probabilities}",
-                field="log_probabilities.top",
+                field="logprobs",
             )
     elif request.log_probabilities >= 0:
-        raise InvalidRequestError("this model gives values, which have no probability", field="log_probabilities")
+        raise InvalidRequestError("this model gives values, which have no probability", field="logprobs")

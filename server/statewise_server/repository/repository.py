@@ -11,20 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from statewise.bundles.certificate import check_certificate
 from statewise.bundles.manifest import Manifest
 from statewise.bundles.onnx_check import check_graphs
-from statewise.bundles.reader import Bundle, list_models, open_bundle
+from statewise.bundles.reader import list_models
 from statewise.errors import BundleError, InvalidRequestError, NotFoundError, StatewiseError, UnavailableError
 from statewise.model.spec import MixtureHead
-from statewise.rules.text import load_tokenizer
 from statewise_server.engine.generation.engine import Engine
 from statewise_server.engine.generation.state_memory import default_state_memory, format_bytes
 from statewise_server.engine.settings import EngineSettings
 from statewise_server.engine.whole_sequences.predictor import Predictor
+from statewise_server.repository.loading import load_parts, open_certified
 from statewise_server.repository.trial import TrialLimits, try_bundle
-from statewise_server.repository.variants import choose_variant
-from statewise_server.runtime.ort.providers import available_devices, why_not
 
 logger = logging.getLogger(__name__)
 
@@ -186,10 +183,8 @@ class Repository:
 
     def _load(self, entry: ModelEntry) -> ModelEntry:
         self._go_on()
-        bundle = open_bundle(self.root / entry.name / str(entry.version))
-        variant, reason = choose_variant(bundle.manifest, self._variant, available_devices(), why_not)
+        bundle, variant, reason = open_certified(self.root / entry.name / str(entry.version), self._variant)
         logger.info("model %s: loading variant %s (%s)", entry, variant, reason)
-        check_certificate(bundle, variant)
         generates = bundle.manifest.model.generates
         settings = self._settings_on(bundle.variant(variant).device) if generates else self._settings
         if self._trial:
@@ -197,10 +192,7 @@ class Repository:
         else:
             check_graphs(bundle, variant)
         self._go_on()
-        engine = Engine.load(bundle, variant, settings) if generates else None
-        predictor = _predictor(bundle, variant, settings, engine)
-        if engine is not None:
-            engine.start()
+        engine, predictor = load_parts(bundle, variant, settings)
         ready = replace(
             entry, state="ready", variant=variant, manifest=bundle.manifest, engine=engine, predictor=predictor
         )
@@ -243,16 +235,6 @@ def _checked(entry: ModelEntry) -> ModelEntry:
     if not entry.parts:
         raise UnavailableError(f"model {entry} is still loading; try again soon")
     return entry
-
-
-def _predictor(bundle: Bundle, variant: str, settings: EngineSettings, engine: Engine | None) -> Predictor:
-    """Beside an engine nothing is loaded before it is asked for; without one the model's only graph is."""
-    if engine is not None:
-        return Predictor(bundle, variant, settings, engine.tokenizer)
-    file = bundle.manifest.tokenizer
-    predictor = Predictor(bundle, variant, settings, load_tokenizer(bundle.path(file)) if file else None)
-    predictor.batcher("predict")
-    return predictor
 
 
 def _close_part(part: Engine | Predictor, grace: float) -> None:

@@ -21,6 +21,7 @@ from statewise import (
     InternalError,
     InvalidRequestError,
     NotFoundError,
+    OverloadedError,
     StatewiseError,
     UnavailableError,
 )
@@ -28,6 +29,7 @@ from statewise.client import core
 from statewise.client.values import Chunk
 from statewise.v1 import generation_pb2 as pb
 from statewise_server.app import Application
+from tests.serving import running_server
 
 ENDLESS: dict[str, Any] = {"max_tokens": 60_000, "ignore_end_token": True}
 
@@ -122,10 +124,10 @@ def test_models_are_described(server: Application, call: Callable[..., Any]) -> 
     [
         (NotFoundError, ("nope", "a"), {}, "'nope'.*plain, sum, sums, text"),
         (BundleError, ("broken", "a"), {}, "changed since it was written"),
-        (InvalidRequestError, ("text", "a"), {"temperature": -1}, "sampling.temperature: must lie in"),
+        (InvalidRequestError, ("text", "a"), {"temperature": -1}, "^temperature: must lie in"),
         (InvalidRequestError, ("text", "a"), {"max_tokens": "many"}, "max_tokens: cannot be sent"),
         (InvalidRequestError, ("text", "a"), {"seed": -1}, "seed: cannot be sent"),
-        (InvalidRequestError, ("text", "\ud800"), {}, "text: cannot be sent"),
+        (InvalidRequestError, ("text", "\ud800"), {}, "^prompt: cannot be sent"),
         (InvalidRequestError, ("text", [1.5]), {}, "prompt: must be text, integers"),
         (InvalidRequestError, ("text", np.zeros((2, 2, 2))), {}, "prompt: must be text, integers"),
         (DeadlineExceededError, ("text", "a"), {"timeout": 0.2, **ENDLESS}, "[Dd]eadline"),
@@ -147,7 +149,7 @@ def test_field_at_fault_is_given(server: Application, call: Callable[..., Any]) 
     with pytest.raises(InvalidRequestError) as caught:
         call(server.address, "generate", "text", "a", top_p=0.0)
 
-    assert caught.value.field == "sampling.top_p"
+    assert caught.value.field == "top_p"
 
 
 @both
@@ -293,3 +295,29 @@ def test_one_text_is_no_list_of_sequences(server: Application, call: Callable[..
     """A text given where a list is wanted would be read letter by letter; it is refused instead."""
     with pytest.raises(InvalidRequestError, match="inputs: must be a list of sequences"):
         call(server.address, "score", "text", "ab")
+
+
+def test_a_length_penalty_of_zero_is_sent() -> None:
+    """0 ranks by log-probability alone; it is not the same as leaving it out, which is 1."""
+    request = core.generate_request("m", "a", {"num_beams": 2, "length_penalty": 0.0, "early_stopping": False})
+
+    assert request.beam_search.HasField("length_penalty")
+    assert request.beam_search.length_penalty == 0.0
+
+
+def test_more_streams_than_the_server_takes_are_refused_with_the_reason() -> None:
+    """Every one of them, however many come at once over one connection: RESOURCE_EXHAUSTED, not a lost connection."""
+
+    async def run(address: str) -> list[Any]:
+        async with AsyncClient(address) as client:
+            calls = [client.generate("text", "a", max_tokens=1000, ignore_end_token=True) for _ in range(1200)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    with running_server(max_streams=20) as server:
+        answers = asyncio.run(run(server.address))
+
+    errors = [answer for answer in answers if not isinstance(answer, Generation)]
+    assert errors
+    assert {(type(error), str(error)) for error in errors} == {
+        (OverloadedError, "20 streams are open already; retry later")
+    }

@@ -63,8 +63,8 @@ def test_both_clients_give_the_same(server: Application) -> None:
     [
         (SERIES[:, :2], {}, "context.features"),
         (SERIES[:, 0], {}, "context.features"),
-        (np.full((3, 3), np.nan), {}, "context.values"),
-        (SERIES[:0], {}, "context.values"),
+        (np.full((3, 3), np.nan), {}, "context"),
+        (SERIES[:0], {}, "context"),
         (["a", "b"], {}, "context"),
         (SERIES, {"num_paths": 0}, "num_paths"),
         (SERIES, {"num_paths": "many"}, "num_paths"),
@@ -120,7 +120,7 @@ def test_the_command_reads_a_file_and_draws(
     ("arguments", "message"),
     [
         (("--file", "missing.csv", "--horizon", "3"), "missing.csv"),
-        (("--file", "series.csv", "--horizon", "0"), "horizon: must lie in"),
+        (("--file", "series.csv", "--horizon", "0"), "--horizon: must lie in"),
         (("--file", "series.csv", "--horizon", "3", "--columns", "d"), "has no column 'd'"),
         (("--file", "series.csv", "--horizon", "3", "--plot", "no/such/folder.png"), "--plot: no/such/folder.png"),
     ],

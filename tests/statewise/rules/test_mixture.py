@@ -183,4 +183,4 @@ def test_what_works_on_tokens_is_refused(params: SamplingParams, field: str) -> 
     with pytest.raises(InvalidRequestError) as caught:
         params.validate_for_vectors()
 
-    assert caught.value.field == f"sampling.{field}"
+    assert caught.value.field == field

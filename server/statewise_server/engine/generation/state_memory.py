@@ -72,7 +72,7 @@ class StateMemory:
             raise InvalidRequestError(
                 f"{num_beams} beams need as many rows of {num_positions} positions, and this server has room for "
                 f"{num_rows}; ask for fewer beams, or for fewer items",
-                field="beam_search.num_beams",
+                field="num_beams",
             )
 
     def describe(self) -> str:

@@ -1,26 +1,28 @@
-"""statewise.v1.GenerationService: requests in, streams out. What runs, and when, is the engine's affair."""
+"""statewise.v1.GenerationService: requests in, streams out; the engine decides what runs, and when."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from statewise.errors import NotFoundError, OverloadedError
 from statewise.v1 import generation_pb2 as pb
 from statewise.v1.generation_pb2_grpc import GenerationServiceServicer
+from statewise_server.local.async_model import AsyncGenerator
+from statewise_server.local.channel import LoopChannel, Mailbox
+from statewise_server.local.generating import Progress
+from statewise_server.local.reading import deadline_after
 from statewise_server.metrics import ServerMetrics
-from statewise_server.services.v1.channel import LoopChannel, Mailbox
-from statewise_server.services.v1.reading import read_version
-from statewise_server.services.v1.requests import read_request
-from statewise_server.services.v1.responses import model_of, response_of
+from statewise_server.services.v1 import requests
+from statewise_server.services.v1.responses import generate_response, model_of
 
 if TYPE_CHECKING:
     from statewise_server.engine.generation.engine import Engine
-    from statewise_server.engine.request import Delta, Stream
+    from statewise_server.engine.request import Delta, GenerationRequest, Stream
     from statewise_server.repository.repository import Repository
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
@@ -54,24 +56,29 @@ class GenerationService(GenerationServiceServicer):
         """Run one generation and stream it. Whatever ends the call, its row is free before the next step."""
         arrived = time.monotonic()
         with self._one_stream():
-            engine = self._repository.get(request.model, read_version(request.version))
-            generation = await read_request(request, engine, context.time_remaining())
+            deadline = deadline_after(context.time_remaining())
+            model = AsyncGenerator(self._repository.get(request.model, requests.read_version(request.version)))
             mailbox = self._mailbox()
-            stream = engine.submit(generation, self._channel)
             try:
-                self._channel.open(stream, mailbox)
-                await self._send(mailbox, _Progress(engine, stream, arrived), context)
+                with ExitStack() as running:
+                    with requests.generate_fields(request):
+                        generation = await self._read(request, model, deadline)
+                        stream = running.enter_context(model.running(generation, self._channel, mailbox))
+                    await self._send(mailbox, _Messages(model.engine, stream, arrived), context)
             except asyncio.CancelledError:
                 if not mailbox.has_overflowed:
                     raise
                 raise OverloadedError("the stream was read too slowly, and its buffer is full") from None
-            finally:
-                engine.cancel(stream)
-                self._channel.close(stream)
+
+    async def _read(
+        self, request: pb.GenerateRequest, model: AsyncGenerator, deadline: float | None
+    ) -> GenerationRequest:
+        source, options = requests.source_from(request), requests.generate_options(request)
+        return await model.read(requests.prompt_from(request), source, options, deadline)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         """Describe one model, also a refused one."""
-        version = read_version(request.version)
+        version = requests.read_version(request.version)
         entries = [entry for entry in self._repository.entries() if entry.name == request.model]
         found = [entry for entry in entries if version in (0, entry.version)]
         if not found:
@@ -102,55 +109,41 @@ class GenerationService(GenerationServiceServicer):
         # A reader that is too slow is stuck in a write, which only a cancellation ends.
         return Mailbox(self._limits.max_buffered_numbers, task.cancel)
 
-    async def _send(self, mailbox: Mailbox, progress: _Progress, context: Any) -> None:
+    async def _send(self, mailbox: Mailbox, messages: _Messages, context: Any) -> None:
         is_last = False
         while not is_last:
             news = await mailbox.take()
             is_last = news.is_last
             if news.items or news.error is None:
-                await context.write(progress.add(news))
-                self._record(progress)
+                await context.write(messages.add(news))
+                self._record(messages)
             if news.error is not None:
                 raise news.error
 
-    def _record(self, progress: _Progress) -> None:
-        seconds = progress.seconds_since_last()
-        name = progress.engine.manifest.name
-        if progress.num_messages == 1:
-            self._metrics.first_items(name, progress.num_new, seconds)
+    def _record(self, messages: _Messages) -> None:
+        seconds = messages.seconds_since_last()
+        if messages.num_sent == 1:
+            self._metrics.first_items(messages.model, messages.num_new, seconds)
         else:
-            self._metrics.later_items(name, progress.num_new, seconds)
+            self._metrics.later_items(messages.model, messages.num_new, seconds)
 
 
-class _Progress:
-    """How far one stream's answer has come."""
+class _Messages:
+    """The messages of one stream, counted and timed for the metrics."""
 
     def __init__(self, engine: Engine, stream: Stream, arrived: float) -> None:
-        self.engine = engine
-        self.num_messages = 0
+        self.model = engine.manifest.name
+        self.num_sent = 0
         self.num_new = 0
-        self._stream = stream
-        self._num_items = 0
+        """Items of the last message."""
+        self._progress = Progress(engine, stream)
         self._last = arrived
 
     def add(self, news: Delta) -> pb.GenerateResponse:
-        """Return the next message: the news, and what only the first and the last message say."""
-        response = response_of(news)
+        """Return the next message."""
+        self.num_sent += 1
         self.num_new = len(news.items)
-        self._num_items += self.num_new
-        if not self.num_messages:
-            manifest = self.engine.manifest
-            response.info.model, response.info.version = manifest.name, manifest.version
-            response.info.variant = self.engine.variant_name
-            response.info.seed = self._stream.request.sampling.seed or 0
-        if news.finish_reason is not None:
-            request = self._stream.request
-            response.usage.prompt_tokens = len(request.prompt)
-            response.usage.source_tokens = request.num_items - len(request.prompt)
-            response.usage.cached_prompt_tokens = self._stream.num_cached
-            response.usage.completion_tokens = self._num_items
-        self.num_messages += 1
-        return response
+        return generate_response(self._progress.add(news))
 
     def seconds_since_last(self) -> float:
         """Return the seconds since the message before (the request's arrival, at first)."""

@@ -1,15 +1,16 @@
-"""statewise.v1.PredictionService: one answer for a whole sequence. Each rpc has a module of its own."""
+"""statewise.v1.PredictionService: requests in, one answer for each whole sequence or series out."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from statewise.v1 import prediction_pb2 as pb
 from statewise.v1.prediction_pb2_grpc import PredictionServiceServicer
-from statewise_server.services.v1.forecast import ForecastLimits, forecast
-from statewise_server.services.v1.inspection import inspect
-from statewise_server.services.v1.predict import predict
-from statewise_server.services.v1.score import score
+from statewise_server.local.async_model import AsyncGenerator, AsyncPredictor
+from statewise_server.local.forecasting import ForecastLimits
+from statewise_server.local.reading import deadline_after
+from statewise_server.services.v1 import requests, responses
 
 if TYPE_CHECKING:
     from statewise_server.repository.repository import Repository
@@ -24,18 +25,42 @@ class PredictionService(PredictionServiceServicer):
         self._repository = repository
         self._forecast_limits = forecast_limits
 
+    # Responses are made in a thread: millions of numbers take long enough for running streams to notice.
+
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:  # noqa: N802 - the rpc's name
         """Labels, tags, embeddings or values of whole sequences."""
-        return await predict(request, self._repository, context.time_remaining())
+        deadline = deadline_after(context.time_remaining())
+        model = self._predictor(request)
+        with requests.input_fields(request):
+            inputs = [requests.items_from(given, f"inputs[{index}]") for index, given in enumerate(request.inputs)]
+            predictions = await model.predict(inputs, deadline)
+        return await asyncio.to_thread(responses.predict_response, predictions, model.predictor)
 
     async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
-        """How probable a model finds given sequences, item by item."""
-        return await score(request, self._repository, context.time_remaining())
+        """How probable a model finds whole sequences."""
+        deadline = deadline_after(context.time_remaining())
+        model = self._predictor(request)
+        with requests.input_fields(request):
+            inputs = [requests.items_from(given, f"inputs[{index}]") for index, given in enumerate(request.inputs)]
+            scores = await model.score(inputs, deadline)
+        return await asyncio.to_thread(responses.score_response, scores)
 
     async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectResponse:  # noqa: N802
         """What a model attends to, or how its gates stand, at every item of a sequence."""
-        return await inspect(request, self._repository, context.time_remaining())
+        deadline = deadline_after(context.time_remaining())
+        model = self._predictor(request)
+        with requests.inspect_fields(request):
+            inspection = await model.inspect(requests.items_from(request.input, "input"), deadline)
+        return await asyncio.to_thread(responses.inspect_response, inspection)
 
     async def Forecast(self, request: pb.ForecastRequest, context: Any) -> pb.ForecastResponse:  # noqa: N802
         """Sample how a series goes on."""
-        return await forecast(request, self._repository, self._forecast_limits, context.time_remaining())
+        deadline = deadline_after(context.time_remaining())
+        model = AsyncGenerator(self._repository.get(request.model, requests.read_version(request.version)))
+        options, given = requests.forecast_options(request), requests.vectors_from(request.context)
+        with requests.forecast_fields():
+            forecast = await model.forecast(given, request.horizon, options, self._forecast_limits, deadline)
+        return await asyncio.to_thread(responses.forecast_response, forecast)
+
+    def _predictor(self, request: pb.PredictRequest | pb.ScoreRequest | pb.InspectRequest) -> AsyncPredictor:
+        return AsyncPredictor(self._repository.predictor(request.model, requests.read_version(request.version)))

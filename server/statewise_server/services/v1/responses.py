@@ -1,18 +1,29 @@
-"""What the engine gives, as messages."""
+"""Plain values as messages of statewise.v1."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from numpy.typing import NDArray
 
+from statewise.client.values import (
+    Chunk,
+    Forecast,
+    Inspection,
+    Prediction,
+    PredictionInfo,
+    Score,
+    Tag,
+    TokenLogProbability,
+)
 from statewise.model.spec import LabelsHead
 from statewise.v1 import generation_pb2 as pb
+from statewise.v1 import prediction_pb2
 
 if TYPE_CHECKING:
     from statewise_server.engine.generation.engine import Engine
-    from statewise_server.engine.request import Delta, Hypothesis, TokenLogProbability
+    from statewise_server.engine.whole_sequences.predictor import Predictor
     from statewise_server.repository.repository import ModelEntry
 
 _FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
@@ -24,38 +35,110 @@ _STATES = {
 }
 
 
-def response_of(delta: Delta) -> pb.GenerateResponse:
-    """Return what a stream has gained as a message; an error is left to the caller."""
-    response = pb.GenerateResponse(text=delta.text)
-    if delta.items and isinstance(delta.items[0], np.ndarray):
-        response.vectors.features = len(delta.items[0])
-        response.vectors.values.extend(np.concatenate(delta.items).tolist())
-    else:
-        response.tokens.extend(delta.items)
-    if delta.log_probabilities:
-        response.log_probabilities.extend(_log_probabilities(delta.log_probabilities))
-    if delta.finish_reason is not None:
-        response.finish_reason = _FINISH_REASONS[delta.finish_reason]
-    response.hypotheses.extend(map(_hypothesis, delta.hypotheses))
+def generate_response(chunk: Chunk) -> pb.GenerateResponse:
+    """Return a chunk as a message."""
+    response = pb.GenerateResponse(text=chunk.text, tokens=chunk.tokens)
+    if chunk.vectors is not None:
+        response.vectors.CopyFrom(_vectors(chunk.vectors))
+    if chunk.log_probabilities:
+        response.log_probabilities.extend(_log_probabilities(chunk.log_probabilities))
+    if chunk.finish_reason is not None:
+        response.finish_reason = _FINISH_REASONS[chunk.finish_reason]
+    if (usage := chunk.usage) is not None:
+        response.usage.prompt_tokens, response.usage.completion_tokens = usage.prompt_tokens, usage.completion_tokens
+        response.usage.cached_prompt_tokens = usage.cached_prompt_tokens
+        response.usage.source_tokens = usage.source_tokens
+    if (info := chunk.info) is not None:
+        response.info.model, response.info.version = info.model, info.version
+        response.info.variant, response.info.seed = info.variant, info.seed
+    for found in chunk.hypotheses:
+        response.hypotheses.add(
+            text=found.text,
+            tokens=found.tokens,
+            log_probability=found.log_probability,
+            score=found.score,
+            finish_reason=_FINISH_REASONS[found.finish_reason],
+        )
     return response
-
-
-def _hypothesis(hypothesis: Hypothesis) -> pb.Hypothesis:
-    return pb.Hypothesis(
-        text=hypothesis.text,
-        tokens=hypothesis.tokens,
-        log_probability=hypothesis.log_probability,
-        score=hypothesis.score,
-        finish_reason=_FINISH_REASONS[hypothesis.finish_reason],
-    )
 
 
 def _log_probabilities(entries: Iterable[TokenLogProbability]) -> Iterable[pb.TokenLogProbability]:
     for entry in entries:
-        top = [
-            pb.TokenLogProbability(token=token, log_probability=log_probability) for token, log_probability in entry.top
-        ]
+        top = [pb.TokenLogProbability(token=other.token, log_probability=other.log_probability) for other in entry.top]
         yield pb.TokenLogProbability(token=entry.token, log_probability=entry.log_probability, top=top)
+
+
+def predict_response(predictions: Sequence[Prediction], predictor: Predictor) -> prediction_pb2.PredictResponse:
+    """Return the predictions of one request as a message."""
+    head = predictor.manifest.model.prediction
+    return prediction_pb2.PredictResponse(
+        predictions=map(_prediction, predictions),
+        info=_info(predictions[0].info),
+        labels=head.names if isinstance(head, LabelsHead) else (),
+    )
+
+
+def _prediction(prediction: Prediction) -> prediction_pb2.Prediction:
+    if prediction.probabilities is not None:
+        probabilities = prediction.probabilities.values()
+        return prediction_pb2.Prediction(
+            label=prediction_pb2.Label(name=prediction.label or "", probabilities=probabilities)
+        )
+    if prediction.tags is not None:
+        return prediction_pb2.Prediction(tags=_tags(prediction.tags))
+    if prediction.embedding is not None:
+        return prediction_pb2.Prediction(embedding=prediction_pb2.Vector(values=prediction.embedding.tolist()))
+    assert prediction.value is not None
+    return prediction_pb2.Prediction(value=prediction_pb2.Vector(values=prediction.value.tolist()))
+
+
+def _tags(tags: Sequence[Tag]) -> prediction_pb2.Tags:
+    return prediction_pb2.Tags(
+        names=[tag.label for tag in tags],
+        probabilities=[tag.probability for tag in tags],
+        starts=[tag.start for tag in tags if tag.start is not None],
+        ends=[tag.end for tag in tags if tag.end is not None],
+    )
+
+
+def score_response(scores: Sequence[Score]) -> prediction_pb2.ScoreResponse:
+    """Return the scores of one request as a message."""
+    messages = [
+        prediction_pb2.Score(log_probabilities=score.log_probabilities.tolist(), total=score.total, tokens=score.tokens)
+        for score in scores
+    ]
+    return prediction_pb2.ScoreResponse(scores=messages, info=_info(scores[0].info))
+
+
+def inspect_response(inspection: Inspection) -> prediction_pb2.InspectResponse:
+    """Return what a model shows as a message."""
+    response = prediction_pb2.InspectResponse(items=inspection.items, info=_info(inspection.info))
+    for name, values in inspection.tensors.items():
+        response.tensors.add(name=name, shape=values.shape, values=values.ravel().tolist())
+    return response
+
+
+def forecast_response(forecast: Forecast) -> prediction_pb2.ForecastResponse:
+    """Return a forecast as a message."""
+    series = [
+        prediction_pb2.QuantileSeries(quantile=level, values=_vectors(values))
+        for level, values in zip(forecast.levels, forecast.quantiles, strict=True)
+    ]
+    return prediction_pb2.ForecastResponse(
+        quantiles=series,
+        mean=_vectors(forecast.mean),
+        paths=() if forecast.paths is None else map(_vectors, forecast.paths),
+        info=_info(forecast.info),
+        seed=forecast.seed,
+    )
+
+
+def _vectors(values: NDArray[Any]) -> pb.VectorSequence:
+    return pb.VectorSequence(features=values.shape[1], values=values.ravel().tolist())
+
+
+def _info(info: PredictionInfo) -> prediction_pb2.PredictionInfo:
+    return prediction_pb2.PredictionInfo(model=info.model, version=info.version, variant=info.variant)
 
 
 def model_of(entry: ModelEntry) -> pb.Model:

@@ -215,8 +215,8 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "more": ({"beam_search": BeamParams(4, num_hypotheses=5)}, "num_hypotheses", r"\[1, 4\].*got 5"),
     "nan": ({"beam_search": BeamParams(4, float("nan"))}, "length_penalty", "got nan"),
     "penalty": ({"beam_search": BeamParams(4, 11.0)}, "length_penalty", r"\[-10, 10\]"),
-    "stop": ({"beam_search": BeamParams(4), "stop_strings": ("x",)}, "stop.strings", "does not stop at strings"),
-    "log": ({"beam_search": BeamParams(4), "log_probabilities": 1}, "log_probabilities", "of each hypothesis"),
+    "stop": ({"beam_search": BeamParams(4), "stop_strings": ("x",)}, "stop", "does not stop at strings"),
+    "log": ({"beam_search": BeamParams(4), "log_probabilities": 1}, "logprobs", "of each hypothesis"),
 }
 
 

@@ -90,23 +90,23 @@ def test_a_stop_string_cuts_the_text_before_it(engine_of: EngineOf) -> None:
     ("change", "field"),
     [
         ({"prompt": np.array([], np.int64)}, "prompt"),
-        ({"prompt": np.array([5, 300])}, "tokens.ids"),
-        ({"prompt": np.array([-1])}, "tokens.ids"),
+        ({"prompt": np.array([5, 300])}, "prompt"),
+        ({"prompt": np.array([-1])}, "prompt"),
         ({"prompt": np.zeros(101, np.int64)}, "prompt"),
-        ({"max_tokens": 0}, "stop.max_tokens"),
-        ({"max_tokens": 51}, "stop.max_tokens"),
-        ({"stop_strings": ("a",)}, "stop.strings"),
-        ({"log_probabilities": 21}, "log_probabilities.top"),
-        ({"sampling": SamplingParams(temperature=float("nan"))}, "sampling.temperature"),
-        ({"sampling": SamplingParams(top_p=0.0)}, "sampling.top_p"),
-        ({"sampling": SamplingParams(top_k=-1)}, "sampling.top_k"),
-        ({"sampling": SamplingParams(logit_bias={300: 1.0})}, "sampling.logit_bias"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 51}, "max_tokens"),
+        ({"stop_strings": ("a",)}, "stop"),
+        ({"log_probabilities": 21}, "logprobs"),
+        ({"sampling": SamplingParams(temperature=float("nan"))}, "temperature"),
+        ({"sampling": SamplingParams(top_p=0.0)}, "top_p"),
+        ({"sampling": SamplingParams(top_k=-1)}, "top_k"),
+        ({"sampling": SamplingParams(logit_bias={300: 1.0})}, "logit_bias"),
     ],
 )
 def test_a_request_that_can_never_succeed_is_refused_by_field(
     engine_of: EngineOf, change: dict[str, Any], field: str
 ) -> None:
-    """Refused before it takes a place, naming the field as the wire spells it."""
+    """Refused before it takes a place, naming the argument."""
     engine = engine_of("lstm-2", max_prompt_tokens=100, max_tokens=50)
     good = {"prompt": np.array([5, 6]), "sampling": GREEDY, "max_tokens": 5}
 
@@ -118,15 +118,26 @@ def test_a_request_that_can_never_succeed_is_refused_by_field(
 
 
 def test_a_bounded_model_takes_what_fits_its_positions(engine_of: EngineOf) -> None:
-    """Prompt and output may fill the positions, and not exceed them; the message has the numbers."""
+    """Prompt and output may fill the positions, of which the last item takes none; the message has the numbers."""
     engine = engine_of("transformer", max_rows=2)
     prompt = np.arange(2, 102)
 
-    with pytest.raises(InvalidRequestError, match="301 after a prompt of 100 items exceed the model's 400 positions"):
-        engine.submit(GenerationRequest(prompt, GREEDY, 301), QueueChannel())
+    with pytest.raises(InvalidRequestError, match=r"302 after 100 items .* 400 positions; at most 301 fit"):
+        engine.submit(GenerationRequest(prompt, GREEDY, 302), QueueChannel())
 
-    assert engine.limits.tokens_after(399) == 1
-    assert len(run_all(engine, [GenerationRequest(prompt, GREEDY, 300)])[0].items) == 300
+    assert (engine.limits.tokens_after(399), engine.limits.tokens_after(400)) == (2, 1)
+    assert len(run_all(engine, [GenerationRequest(prompt, GREEDY, 301)])[0].items) == 301
+
+
+def test_a_prompt_as_long_as_the_limit_gives_one_token(engine_of: EngineOf) -> None:
+    """The token takes no position; it is the one that a longer sequence has in its place."""
+    engine = engine_of("transformer", max_rows=2, prefill_chunk=400)
+    prompt = np.arange(400) % 290 + 2
+
+    (output,) = run_all(engine, [GenerationRequest(prompt, GREEDY, 1, log_probabilities=0)])
+
+    (expected,), _ = reference_decoder("transformer").generate([prompt], [GREEDY], 1)
+    assert (output.items, output.finish_reason) == (list(expected), "length")
 
 
 def test_the_queue_is_bounded_in_requests_and_in_items(engine_of: EngineOf) -> None:

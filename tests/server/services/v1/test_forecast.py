@@ -138,7 +138,7 @@ BAD = {
     "an absurd horizon": ({"horizon": 2**62}, "horizon: must lie in"),
     "a horizon beyond the model": (
         {"model": "transformer-mixture", "horizon": 250},
-        "horizon: 250 after a context of 70",
+        "horizon: 250 after 70 items exceed the model's 300 positions; at most 231 fit",
     ),
     "no paths": ({"num_paths": 0}, "num_paths: must lie in [1, 1000], got 0"),
     "too many paths": ({"num_paths": 1001}, "num_paths: must lie in [1, 1000], got 1001"),

@@ -84,12 +84,15 @@ BAD_REQUESTS = {
         request(tokens=pb.TokenSequence(ids=[258])),
         "tokens.ids: id 258 is outside the vocabulary (0 to 257)",
     ),
-    "text too long": (request(text="a" * 64), "text: the prompt has 65 items"),
-    "long text too long": (request(text="a" * 5000), "text: the prompt has 5001 items"),
-    "too many ids": (request(tokens=pb.TokenSequence(ids=[5] * 64)), "tokens.ids: the prompt has 65 items"),
+    "text too long": (request(text="a" * 64), "text: has 65 items, a start token included; at most 64"),
+    "long text too long": (request(text="a" * 5000), "text: has 5001 items"),
+    "too many ids": (
+        request(tokens=pb.TokenSequence(ids=[5] * 64)),
+        "tokens.ids: has 65 items",
+    ),
     "too many vectors": (
         request("sum", vectors=pb.VectorSequence(features=2, values=[0.0] * 130)),
-        "vectors.values: the prompt has 65 items",
+        "vectors.values: has 65 items, a start token included; at most 64",
     ),
     "text for a model without a tokenizer": (
         request("plain", text="a"),
@@ -97,11 +100,11 @@ BAD_REQUESTS = {
     ),
     "vectors for a model of tokens": (
         request(vectors=pb.VectorSequence(features=2)),
-        "vectors: model 'text' reads",
+        "vectors.values: model 'text' reads",
     ),
     "tokens for a model of vectors": (
         request("sum", tokens=pb.TokenSequence(ids=[1])),
-        "tokens: model 'sum' reads",
+        "tokens.ids: model 'sum' reads",
     ),
     "text for a model of vectors": (request("sum", text="a"), "text: model 'sum' reads vectors"),
     "vectors of the wrong width": (
@@ -164,7 +167,7 @@ BAD_REQUESTS = {
             vectors=pb.VectorSequence(features=2, values=[1, 2]),
             log_probabilities=pb.LogProbabilityOptions(),
         ),
-        "log_probabilities: ",
+        "log_probabilities.top: ",
     ),
 }
 

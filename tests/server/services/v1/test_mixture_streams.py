@@ -69,15 +69,15 @@ def test_a_stream_gives_what_the_whole_answer_gives(client: Client) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "top_k": ({"top_k": 3}, "sampling.top_k"),
-    "top_p": ({"top_p": 0.5}, "sampling.top_p"),
-    "a penalty": ({"repetition_penalty": 1.5}, "sampling.repetition_penalty"),
-    "a bias": ({"logit_bias": {1: 1.0}}, "sampling.logit_bias"),
-    "temperature NaN": ({"temperature": float("nan")}, "sampling.temperature"),
-    "alternatives": ({"logprobs": 2}, "log_probabilities.top"),
-    "another width": ({"prompt": PROMPT[:, :2]}, "vectors.features"),
-    "infinity": ({"prompt": np.full((2, 3), np.inf, np.float32)}, "vectors.values"),
-    "stop strings": ({"stop": "x"}, "stop.strings"),
+    "top_k": ({"top_k": 3}, "top_k"),
+    "top_p": ({"top_p": 0.5}, "top_p"),
+    "a penalty": ({"repetition_penalty": 1.5}, "repetition_penalty"),
+    "a bias": ({"logit_bias": {1: 1.0}}, "logit_bias"),
+    "temperature NaN": ({"temperature": float("nan")}, "temperature"),
+    "alternatives": ({"logprobs": 2}, "logprobs"),
+    "another width": ({"prompt": PROMPT[:, :2]}, "prompt.features"),
+    "infinity": ({"prompt": np.full((2, 3), np.inf, np.float32)}, "prompt"),
+    "stop strings": ({"stop": "x"}, "stop"),
 }
 
 

@@ -182,7 +182,7 @@ BAD: dict[str, tuple[list[generation_pb2.Items], str]] = {
     "outside": (ids([1], [2, 9]), "inputs[1].tokens.ids: id 9 is outside the vocabulary (0 to 8)"),
     "negative": (ids([-1]), "inputs[0].tokens.ids: id -1 is outside"),
     "no tokenizer": (text("a"), "inputs[0].text: model 'sums' has no tokenizer; send token ids"),
-    "vectors": (vectors([[1.0]]), "inputs[0].vectors: model 'sums' reads tokens or text"),
+    "vectors": (vectors([[1.0]]), "inputs[0].vectors.values: model 'sums' reads tokens or text"),
 }
 
 

@@ -99,14 +99,14 @@ def test_special_tokens_count_towards_the_longest_text(client: Client) -> None:
 
     with pytest.raises(
         InvalidRequestError,
-        match=r"inputs\[0\]\.text: has 13 items, 2 special tokens around the text included; at most 12",
+        match=r"inputs\[0\]: has 13 items, 2 special tokens around the text included; at most 12",
     ):
         client.predict("transformer_encoder", [" ".join(["film"] * (LONGEST - 1))])
 
 
 def test_a_text_without_a_token_is_refused(client: Client) -> None:
     """Special tokens alone are no text."""
-    with pytest.raises(InvalidRequestError, match=r"inputs\[0\]\.text: is empty"):
+    with pytest.raises(InvalidRequestError, match=r"inputs\[0\]: is empty"):
         client.predict("transformer_encoder", ["  "])
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from statewise.rules.sampling import GREEDY
 from statewise_server.engine.request import Delta, GenerationRequest, Stream, TokenLogProbability
-from statewise_server.services.v1.channel import LoopChannel, Mailbox
+from statewise_server.local.channel import LoopChannel, Mailbox
 
 REQUEST = GenerationRequest(np.array([1]), GREEDY, 9)
 
