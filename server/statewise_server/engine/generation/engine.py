@@ -19,8 +19,8 @@ from statewise.errors import (
     StatewiseError,
 )
 from statewise.rules.text import load_tokenizer
-from statewise_server.engine.beams.beams import Beam, sequence_of
 from statewise_server.engine.generation.batch import Outcome, StepOutcomes, run_step
+from statewise_server.engine.generation.beams import Beam, sequence_of
 from statewise_server.engine.generation.prefix_cache import PrefixCache
 from statewise_server.engine.generation.scheduler import Plan, Scheduler
 from statewise_server.engine.generation.sequence import Sequence

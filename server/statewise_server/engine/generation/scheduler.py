@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import accumulate
 
-from statewise_server.engine.beams.beams import Beam
+from statewise_server.engine.generation.beams import Beam
 from statewise_server.engine.generation.prefix_cache import PrefixCache
 from statewise_server.engine.generation.sequence import Sequence
 from statewise_server.engine.generation.state_memory import StateMemory
