@@ -28,9 +28,9 @@ from statewise.model.graph_io import choice_inputs, choice_results
 from statewise.model.sampling_inputs import NOISE
 from statewise.model.spec import CategoricalHead
 from statewise.rules.sampling import GREEDY, SamplingParams
+from statewise_export.builder import GraphBuilder, tensor_info
 from statewise_export.choosing.choice import TokenChoice
-from statewise_export.trace.builder import GraphBuilder, tensor_info
-from statewise_export.trace.graphs import finish_model, step_graph
+from statewise_export.graphs.assembly import finish_model, step_graph
 from statewise_server.runtime.ort.onnx import onnxruntime
 from statewise_server.runtime.ort.sessions import create_session
 from statewise_server.runtime.steps.adjustment import LogitAdjuster
@@ -94,8 +94,8 @@ def _step(scratch: Path, rows: int, vocabulary: int, layers: int, threads: int, 
     import torch
 
     from statewise.plugins import load_plugin
+    from statewise_export.graphs.weights import write_weights
     from statewise_export.trace.trace import trace_step
-    from statewise_export.trace.weights import write_weights
 
     plugin = load_plugin("transformer")
     config = plugin.config_class.model_validate(

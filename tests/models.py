@@ -125,8 +125,8 @@ def draft_bundle(name: str, variant_name: str) -> Bundle:
 
 def draft_of(checkpoint: Any, variant_name: str = "cpu-float32", tracer: Any = None) -> Bundle:
     """The graphs of one variant of a checkpoint, without a certificate; `tracer` may have traced it before."""
+    from statewise_export.graphs.variant import Tracer, write_variant
     from statewise_export.passes.variants import VARIANTS
-    from statewise_export.variant import Tracer, write_variant
 
     folder = Path(tempfile.mkdtemp())
     variant = write_variant(variant_name, VARIANTS[variant_name], tracer or Tracer(checkpoint), folder)

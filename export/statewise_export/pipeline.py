@@ -18,8 +18,8 @@ from statewise_export.certify.certify import certify
 from statewise_export.certify.subject import library_versions
 from statewise_export.certify.tolerances import limits
 from statewise_export.certify.trial import Trial
+from statewise_export.graphs.variant import Tracer, write_variant
 from statewise_export.passes.variants import DEFAULT_VARIANT, VariantPlan, plans
-from statewise_export.variant import Tracer, write_variant
 from statewise_server.runtime.ort.providers import why_not
 from statewise_training.checkpoints.checkpoint import CHECKPOINT_FILE, TOKENIZER_FILE, Checkpoint, load_checkpoint
 from statewise_training.checkpoints.held_out import Pair

@@ -22,34 +22,34 @@ class ServerMetrics:
     """The counters of one server, in a registry of their own."""
 
     def __init__(self, entries: Callable[[], Iterable[ModelEntry]]) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._calls = Counter(
             "statewise_calls",
             "Calls that ended, by method and gRPC code.",
             ["method", "code"],
-            registry=self._registry,
+            registry=self.registry,
         )
-        self._items = Counter("statewise_items", "Items generated.", ["model"], registry=self._registry)
+        self._items = Counter("statewise_items", "Items generated.", ["model"], registry=self.registry)
         self._first = Histogram(
             "statewise_time_to_first_token_seconds",
             "From a request's arrival to its first message.",
             ["model"],
             buckets=_TTFT_BUCKETS,
-            registry=self._registry,
+            registry=self.registry,
         )
         self._between = Histogram(
             "statewise_inter_token_seconds",
             "Seconds per item, averaged over each message.",
             ["model"],
             buckets=_ITL_BUCKETS,
-            registry=self._registry,
+            registry=self.registry,
         )
-        self._registry.register(_EngineGauges(entries))
-        self._registry.register(_BatchGauges(entries))
+        self.registry.register(_EngineGauges(entries))
+        self.registry.register(_BatchGauges(entries))
 
     def serve(self, host: str, port: int) -> None:
         """Answer scrapes at `/metrics` from a thread of its own; raises OSError where the port is taken."""
-        start_http_server(port, addr=host, registry=self._registry)
+        start_http_server(port, addr=host, registry=self.registry)
 
     def call_ended(self, method: str, code: str) -> None:
         """Count one call."""

@@ -7,7 +7,7 @@ import pytest
 from statewise_export.certify.certify import CHECKS, run_checks
 from statewise_export.certify.quantized.casts import FLOAT16_WEIGHTS
 from statewise_export.certify.trial import Trial
-from statewise_export.variant import Tracer
+from statewise_export.graphs.variant import Tracer
 from tests.cuda.drafts import MODELS, VARIANTS, checkpoint, draft
 
 pytestmark = pytest.mark.cuda

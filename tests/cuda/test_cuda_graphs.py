@@ -11,7 +11,7 @@ import pytest
 from statewise.rules.sampling import GREEDY
 from statewise_server.engine import GenerationRequest
 from statewise_server.engine.queue_channel import run_all
-from statewise_server.runtime.steps.captured import RUNS_BEFORE_CAPTURE
+from statewise_server.runtime.steps.captured import RUNS_BEFORE_CAPTURE, SplitStep
 from statewise_server.runtime.steps.runner import Runner
 from tests.cuda.drafts import VARIANTS, draft
 from tests.cuda.test_engine import engine_of, requests
@@ -29,8 +29,8 @@ def runner_of(variant: str, *, captures: bool) -> Runner:
 
 
 def num_graphs(runner: Runner) -> int:
-    assert runner._split is not None
-    return runner._split.num_graphs
+    assert isinstance(runner._step, SplitStep)
+    return runner._step.num_graphs
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -22,7 +22,7 @@ from statewise.v1.prediction_pb2_grpc import PredictionServiceStub
 from statewise_export.certify.certify import run_checks
 from statewise_export.certify.sequences.graphs import INSPECT
 from statewise_export.certify.trial import Trial
-from statewise_export.variant import Tracer
+from statewise_export.graphs.variant import Tracer
 from statewise_server.app import Application
 from statewise_training.data.tokenizers import byte_level
 from tests.inspected import MAX_POSITIONS, NUM_HEADS, START, checkpoint_of, repository

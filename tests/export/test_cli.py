@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import helper
 
-import statewise_export.variant
+import statewise_export.graphs.variant
 from statewise.bundles.manifest_file import decode_manifest, encode_manifest
 from statewise.bundles.reader import hash_file
 from statewise_export.trace.trace import trace_step
@@ -90,7 +90,7 @@ def break_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         traced.weights[name] = traced.weights[name] + np.float32(0.01)
         return traced
 
-    monkeypatch.setattr(statewise_export.variant, "trace_step", trace)
+    monkeypatch.setattr(statewise_export.graphs.variant, "trace_step", trace)
 
 
 def test_a_missed_export_exits_with_1(
@@ -122,7 +122,7 @@ def put_behind_the_output(monkeypatch: pytest.MonkeyPatch, *nodes: onnx.NodeProt
             copy.output[:] = ["own.output" if name == "output" else name for name in copy.output]
         return replace(traced, nodes=[*copies, *nodes])
 
-    monkeypatch.setattr(statewise_export.variant, "trace_step", trace)
+    monkeypatch.setattr(statewise_export.graphs.variant, "trace_step", trace)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_module_that_cannot_be_traced_exits_with_1(
     def trace(*_: Any) -> Any:
         raise torch.onnx.OnnxExporterError("Failed to decompose the FX graph")
 
-    monkeypatch.setattr(statewise_export.variant, "trace_step", trace)
+    monkeypatch.setattr(statewise_export.graphs.variant, "trace_step", trace)
     outcome = statewise("export", checkpoint, "--to", tmp_path / "models")
 
     assert outcome.code == 1

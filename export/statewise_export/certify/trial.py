@@ -16,12 +16,12 @@ from statewise.bundles.reader import Bundle
 from statewise.errors import BundleError
 from statewise.model.spec import ModelSpec, TokenInput
 from statewise.rules.mixture import in_other_units
+from statewise_export.certify.driver import RuntimeDecoder
 from statewise_export.certify.inputs import Prompts, Scale, random_items, random_sources
-from statewise_export.certify.steps.driver import RuntimeDecoder
-from statewise_export.certify.steps.self_reference import SelfReference
+from statewise_export.certify.self_reference import SelfReference
 from statewise_export.certify.tolerances import against_itself, against_pytorch
+from statewise_export.graphs.variant import Tracer
 from statewise_export.passes.variants import VARIANTS, VariantPlan
-from statewise_export.variant import Tracer
 from statewise_server.runtime.steps.runner import Runner
 from statewise_training.checkpoints.checkpoint import Checkpoint
 from statewise_training.checkpoints.held_out import Pair

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from statewise.rules.sampling import HEAD
-from statewise_export.trace.builder import GraphBuilder
+from statewise_export.builder import GraphBuilder
 
 BLOCK = 128
 """Tokens summed at once, about: a running sum over a whole vocabulary is slow."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from statewise.model.spec import CategoricalHead, HeadSpec, MixtureHead
+from statewise_export.builder import GraphBuilder
 from statewise_export.choosing.mixture import add_mixture_sampler
 from statewise_export.choosing.sampler import add_sampler
-from statewise_export.trace.builder import GraphBuilder
 
 
 class Choice(Protocol):

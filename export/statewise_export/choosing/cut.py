@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
+from statewise_export.builder import GraphBuilder
 from statewise_export.choosing.blocks import any_of, at, count, double, sum_of
-from statewise_export.trace.builder import GraphBuilder
 
 FEW = 256
 """Tokens to sort: to halve them once more would take longer than sorting twice as many."""

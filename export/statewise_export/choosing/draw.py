@@ -14,6 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from statewise.rules.sampling import HEAD
+from statewise_export.builder import GraphBuilder
 from statewise_export.choosing.blocks import (
     Blocks,
     any_of,
@@ -29,7 +30,6 @@ from statewise_export.choosing.blocks import (
     sum_of,
 )
 from statewise_export.choosing.cut import Cut, Tokens, earlier, find_cut, kept_weights
-from statewise_export.trace.builder import GraphBuilder
 
 Take = Callable[[str], str]
 

@@ -15,8 +15,8 @@ from onnx import TensorProto
 from statewise.model.sampling_inputs import NUM_TOP, TEMPERATURE
 from statewise.model.spec import MixtureHead
 from statewise.rules.mixture import LEAST_LOG_DENSITY
+from statewise_export.builder import GraphBuilder
 from statewise_export.choosing.blocks import double, squeeze
-from statewise_export.trace.builder import GraphBuilder
 
 
 class _Mixture:

@@ -26,9 +26,9 @@ from statewise.model.sampling_inputs import (
     TOP_P,
     SamplingInput,
 )
+from statewise_export.builder import GraphBuilder
 from statewise_export.choosing.blocks import add_argmax, any_of, squeeze
 from statewise_export.choosing.draw import Rules, add_draw
-from statewise_export.trace.builder import GraphBuilder
 
 
 class Sampled(NamedTuple):

@@ -19,8 +19,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from statewise_export.builder import GraphBuilder, untyped
 from statewise_export.passes.products import MIN_NUMBERS
-from statewise_export.trace.builder import GraphBuilder, untyped
 
 if TYPE_CHECKING:
     from statewise_export.trace.trace import TracedStep

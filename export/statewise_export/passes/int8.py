@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from statewise_export.builder import GraphBuilder
 from statewise_export.passes.products import replace_products
-from statewise_export.trace.builder import GraphBuilder
 
 if TYPE_CHECKING:
     from statewise_export.trace.trace import TracedStep

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from statewise_export.trace.builder import GraphBuilder, values_read
+from statewise_export.builder import GraphBuilder, values_read
 
 if TYPE_CHECKING:
     from statewise_export.trace.trace import TracedStep

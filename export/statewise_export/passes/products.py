@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from statewise.errors import ConfigError
-from statewise_export.trace.builder import GraphBuilder, values_read
+from statewise_export.builder import GraphBuilder, values_read
 
 if TYPE_CHECKING:
     from statewise_export.trace.trace import TracedStep

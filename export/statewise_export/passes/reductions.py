@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from statewise_export.trace.builder import GraphBuilder, values_read
+from statewise_export.builder import GraphBuilder, values_read
 
 if TYPE_CHECKING:
     from statewise_export.trace.trace import TracedStep

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import helper
 
-from statewise_export.trace.builder import GraphBuilder
+from statewise_export.builder import GraphBuilder
 
 if TYPE_CHECKING:
     from statewise_export.trace.trace import TracedStep

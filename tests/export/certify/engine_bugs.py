@@ -12,7 +12,7 @@ import pytest
 import statewise_server.engine.generation.batch as batch
 import statewise_server.engine.generation.sequence as sequence_module
 from statewise.rules.text import TextStream
-from statewise_server.engine.beams.beam_search import BeamSearch
+from statewise_server.engine.generation.beam_search import BeamSearch
 from statewise_server.engine.generation.prefix_cache import PrefixCache
 from statewise_server.engine.generation.sequence import Sequence
 from statewise_server.engine.request import TokenLogProbability

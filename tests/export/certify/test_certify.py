@@ -15,20 +15,20 @@ from onnx import helper
 
 import statewise_export.choosing.mixture
 import statewise_export.choosing.sampler
-import statewise_export.variant
+import statewise_export.graphs.variant
 from statewise.bundles.certificate import Certificate, check_certificate
 from statewise.bundles.reader import find_bundle, open_bundle
 from statewise.model.spec import MixtureHead
 from statewise.plugins import load_plugin
+from statewise_export.builder import GraphBuilder
 from statewise_export.certify.certify import certify
 from statewise_export.certify.steps.outputs import CHUNKS
 from statewise_export.certify.trial import BATCH_SIZES, NUM_GENERATED, PROMPT_LENGTHS, Trial
 from statewise_export.choosing.mixture import add_mixture_sampler
 from statewise_export.choosing.sampler import Sampled, add_sampler
+from statewise_export.graphs.variant import Tracer
 from statewise_export.pipeline import Exported, export_checkpoint
-from statewise_export.trace.builder import GraphBuilder
 from statewise_export.trace.trace import TracedStep, trace_mixed, trace_step
-from statewise_export.variant import Tracer
 from statewise_training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.models import MODELS, draft_of, make_checkpoint
 
@@ -60,7 +60,7 @@ def export_traced(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.Mo
     """Export the checkpoint with another step in place of its own."""
 
     def export_it(step: TracedStep) -> Exported:
-        monkeypatch.setattr(statewise_export.variant, "trace_step", lambda *_: step)
+        monkeypatch.setattr(statewise_export.graphs.variant, "trace_step", lambda *_: step)
         return export_checkpoint(checkpoint, tmp_path / "models")
 
     return export_it
@@ -253,7 +253,7 @@ def test_a_mixed_step_with_other_weights_is_missed(tmp_path: Path, monkeypatch: 
         name = next(name for name in traced.weights if name.endswith("layers.0.up.bias"))
         return replace(traced, weights=traced.weights | {name: traced.weights[name] + 1e-3})
 
-    monkeypatch.setattr(statewise_export.variant, "trace_mixed", nudged)
+    monkeypatch.setattr(statewise_export.graphs.variant, "trace_mixed", nudged)
     exported = export_checkpoint(checkpoint, tmp_path / "models")
 
     assert missed(exported, tmp_path / "models") == {"outputs against PyTorch", "row alone = row in a batch"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import statewise_export.variant
+import statewise_export.graphs.variant
 from statewise.bundles.certificate import AnswerDivergence, Certificate, LabelDivergence, check_certificate
 from statewise.bundles.reader import Bundle, find_bundle, open_bundle
 from statewise.model.spec import EmbeddingHead, ModelSpec
@@ -122,7 +122,7 @@ def test_other_weights_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         name = next(name for name in traced.weights if name.endswith("output.bias"))
         return replace(traced, weights=traced.weights | {name: traced.weights[name] + np.float32(3e-4)})
 
-    monkeypatch.setattr(statewise_export.variant, "trace_prediction", nudged)
+    monkeypatch.setattr(statewise_export.graphs.variant, "trace_prediction", nudged)
     exported = export_checkpoint(make(*ENCODERS["label"], tmp_path / "checkpoint"), tmp_path / "models")
 
     assert missed(exported) == {"predict: against PyTorch"}

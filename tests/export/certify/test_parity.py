@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from statewise.model.spec import TokenInput
 from statewise.plugins import load_plugin
-from statewise_export.trace.graphs import decode_graph, finish_model, step_graph
+from statewise_export.graphs.assembly import decode_graph, finish_model, step_graph
+from statewise_export.graphs.weights import write_weights
 from statewise_export.trace.trace import trace_step
-from statewise_export.trace.weights import write_weights
 from statewise_server.runtime.ort.sessions import create_session
 from statewise_server.runtime.steps.runner import Runner
 from statewise_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint

@@ -14,7 +14,7 @@ from statewise_export.certify.served.manifest import MANIFEST
 from statewise_export.certify.served.streams import SERVED
 from statewise_export.certify.served.whole import WHOLE_SEQUENCES
 from statewise_export.certify.trial import Trial
-from statewise_export.variant import Tracer
+from statewise_export.graphs.variant import Tracer
 from tests.export.certify import engine_bugs as bugs
 from tests.export.certify.engine_bugs import Plant
 from tests.export.conftest import Statewise

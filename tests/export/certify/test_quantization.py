@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 import statewise_export.passes.int4 as int4
+from statewise_export.builder import GraphBuilder
 from statewise_export.certify.certify import CHECKS, run_checks
 from statewise_export.certify.quantized.casts import FLOAT16_WEIGHTS
 from statewise_export.certify.quantized.emulation import EMULATIONS
 from statewise_export.certify.quantized.products import QUANTIZATION
 from statewise_export.certify.tolerances import limits
 from statewise_export.certify.trial import Trial
+from statewise_export.graphs.variant import Tracer
 from statewise_export.passes import cells
 from statewise_export.passes.int8 import Int8
 from statewise_export.passes.variants import VARIANTS
-from statewise_export.trace.builder import GraphBuilder
-from statewise_export.variant import Tracer
 from tests.export.conftest import Statewise
 from tests.models import checkpoint_of, draft_of, make_checkpoint
 

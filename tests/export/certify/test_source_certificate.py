@@ -12,8 +12,8 @@ from statewise.bundles.reader import open_bundle
 from statewise_export.certify import certify
 from statewise_export.certify import trial as trial_module
 from statewise_export.certify.trial import Trial
+from statewise_export.graphs.variant import Tracer
 from statewise_export.pipeline import export_checkpoint
-from statewise_export.variant import Tracer
 from statewise_server.runtime.steps.runner import Runner
 from tests.models import make_checkpoint
 

@@ -13,7 +13,7 @@ from torch import nn
 from statewise.bundles.reader import open_bundle
 from statewise.plugins import load_plugin
 from statewise.rules.sampling import GREEDY
-from statewise_export.certify.steps.driver import RuntimeDecoder
+from statewise_export.certify.driver import RuntimeDecoder
 from statewise_export.pipeline import export_checkpoint
 from statewise_server.runtime.steps.runner import Runner
 from statewise_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint

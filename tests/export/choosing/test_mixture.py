@@ -16,9 +16,9 @@ from statewise.model.sampling_inputs import NOISE
 from statewise.model.spec import MixtureHead
 from statewise.rules import mixture
 from statewise.rules.sampling import SamplingParams
+from statewise_export.builder import GraphBuilder, tensor_info
 from statewise_export.choosing.choice import MixtureChoice
-from statewise_export.trace.builder import GraphBuilder, tensor_info
-from statewise_export.trace.graphs import IR_VERSION
+from statewise_export.graphs.assembly import IR_VERSION
 from statewise_export.trace.trace import OPSET
 from statewise_server.runtime.ort.onnx import onnxruntime
 from statewise_server.runtime.steps.sampler_table import SamplerTable

@@ -13,11 +13,11 @@ import torch
 import statewise_export.passes.cells
 from statewise.model.spec import ModelSpec
 from statewise.plugins import load_plugin
+from statewise_export.graphs.assembly import decode_graph, finish_model, predict_graph, step_graph
+from statewise_export.graphs.weights import write_weights
 from statewise_export.passes.cells import expand_cells
 from statewise_export.passes.spare_rows import spare_rows
-from statewise_export.trace.graphs import decode_graph, finish_model, predict_graph, step_graph
 from statewise_export.trace.trace import TracedStep, trace_prediction, trace_step
-from statewise_export.trace.weights import write_weights
 from statewise_server.runtime.ort.sessions import create_session
 from statewise_server.runtime.steps.runner import Runner
 

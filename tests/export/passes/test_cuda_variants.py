@@ -18,11 +18,11 @@ from statewise.model.spec import ModelSpec, ValueHead
 from statewise.plugins import load_plugin
 from statewise_export.certify.certify import certify
 from statewise_export.certify.trial import Trial
+from statewise_export.graphs.assembly import finish_model, step_graph
+from statewise_export.graphs.variant import Tracer
+from statewise_export.graphs.weights import write_weights
 from statewise_export.passes.float16 import to_float16
-from statewise_export.trace.graphs import finish_model, step_graph
 from statewise_export.trace.trace import TracedStep, trace_step
-from statewise_export.trace.weights import write_weights
-from statewise_export.variant import Tracer
 from statewise_server.runtime.ort.providers import why_not
 from statewise_server.runtime.ort.sessions import create_session
 from statewise_server.runtime.steps.runner import Runner

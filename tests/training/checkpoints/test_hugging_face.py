@@ -181,7 +181,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
 def test_the_served_model_decodes_as_transformers_does(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     """Imported, exported with a certificate and served: logits within 1e-4 and the same 128 greedy tokens."""
     from statewise.bundles.reader import open_bundle
-    from statewise_export.certify.steps.driver import RuntimeDecoder
+    from statewise_export.certify.driver import RuntimeDecoder
     from statewise_export.pipeline import export_checkpoint
     from statewise_server.engine import Engine, EngineSettings, GenerationRequest
     from statewise_server.engine.queue_channel import run_all

@@ -28,9 +28,9 @@ from statewise.model.spec import Strict
 from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
 from statewise.versions import installed_versions
 from statewise_training.checkpoints.held_out import Items, Pair, read_items, read_pairs, to_tensors
-from statewise_training.checkpoints.surround import with_surround
 from statewise_training.checkpoints.weights import load_weights, read_weights, save_weights
 from statewise_training.data.standardization import Standardization
+from statewise_training.data.surround import with_surround
 from statewise_training.families.shared.standardized import Standardized, StandardizedInput
 
 CHECKPOINT_FILE = "checkpoint.json"

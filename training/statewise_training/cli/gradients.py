@@ -13,7 +13,7 @@ from statewise.files import check_picture_path
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from statewise_training.plots.gradients import Family, Settings
+    from statewise_training.gradients.study import Family, Settings
 
 MAX_DISTANCE = 1000
 
@@ -49,8 +49,8 @@ def gradients(
     import torch
     from rich.console import Console
 
-    from statewise_training.plots import copy_task
-    from statewise_training.plots.gradients import Settings, draw, write_json
+    from statewise_training.gradients import copy_task
+    from statewise_training.gradients.study import Settings, draw, write_json
 
     # Threads would wait for each other at every time step of so small a layer.
     torch.set_num_threads(1)
@@ -68,7 +68,7 @@ def gradients(
 def _measure_all(names: list[str], settings: Settings, console: Console) -> list[Family]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from statewise_training.plots.gradients import measure
+    from statewise_training.gradients.study import measure
 
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     measured = []

@@ -12,7 +12,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from statewise.bundles.manifest import SpecialTokens, Surround
 from statewise.errors import ConfigError
-from statewise_training.checkpoints.surround import surround_of
 from statewise_training.config import (
     BPETokenizer,
     ByteTokenizer,
@@ -20,6 +19,7 @@ from statewise_training.config import (
     FileTokenizer,
     TokenizerConfig,
 )
+from statewise_training.data.surround import surround_of
 
 START, END, UNKNOWN = "<start>", "<end>", "<unknown>"
 

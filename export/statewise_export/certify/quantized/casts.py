@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from statewise_export.certify.check import Check, Outcome
 from statewise_export.certify.trial import Trial
-from statewise_export.variant import lowered_graphs
+from statewise_export.graphs.variant import lowered_graphs
 
 Array = NDArray[Any]
 

@@ -21,17 +21,17 @@ from onnx import TensorProto, helper, numpy_helper
 from statewise.bundles.reader import Bundle
 from statewise.rules.sampling import GREEDY
 from statewise_export.certify.check import Check, Outcome
+from statewise_export.certify.driver import RuntimeDecoder
 from statewise_export.certify.figures import describe_outputs
 from statewise_export.certify.inputs import DATA_SEED
 from statewise_export.certify.quantized.emulation import EMULATIONS, Emulation
 from statewise_export.certify.quantized.nodes import Comparison, Product, compare_nodes
-from statewise_export.certify.steps.driver import RuntimeDecoder
 from statewise_export.certify.steps.outputs import OutputErrors
 from statewise_export.certify.tolerances import against_pytorch
 from statewise_export.certify.trial import Trial
-from statewise_export.trace.graphs import IR_VERSION
+from statewise_export.graphs.assembly import IR_VERSION
+from statewise_export.graphs.variant import lowered_graphs, write_variant
 from statewise_export.trace.trace import OPSET
-from statewise_export.variant import lowered_graphs, write_variant
 from statewise_server.runtime.ort.sessions import create_session
 from statewise_server.runtime.steps.runner import Runner
 

@@ -13,9 +13,9 @@ from statewise.model.spec import MixtureHead, TokenInput
 from statewise.rules import mixture
 from statewise.rules.sampling import GREEDY
 from statewise_export.certify.check import Check, Outcome
+from statewise_export.certify.driver import RuntimeDecoder
 from statewise_export.certify.figures import describe_divergence
 from statewise_export.certify.inputs import DATA_SEED, HeldOut, Scale, held_out_rows
-from statewise_export.certify.steps.driver import RuntimeDecoder
 from statewise_export.certify.trial import Trial
 from statewise_training.reference.decoding import ReferenceDecoder
 

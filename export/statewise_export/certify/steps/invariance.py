@@ -9,10 +9,10 @@ import numpy as np
 from statewise.bundles.certificate import Tolerances
 from statewise.rules.sampling import GREEDY, SamplingParams
 from statewise_export.certify.check import Check, Outcome
+from statewise_export.certify.driver import RuntimeDecoder
 from statewise_export.certify.figures import describe_batch
 from statewise_export.certify.inputs import Prompts
 from statewise_export.certify.steps import drawn_vectors, tokens
-from statewise_export.certify.steps.driver import RuntimeDecoder
 from statewise_export.certify.tolerances import agree
 from statewise_export.certify.trial import Trial
 

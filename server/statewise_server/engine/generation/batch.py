@@ -1,7 +1,8 @@
-"""Sequences into the arrays of a run, and what the run made back to each of them."""
+"""The runs of one step: sequences as arrays, and each sequence's part of the results."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,18 +17,38 @@ from statewise_server.runtime.steps.runner import Runner, StepResult
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run gave one sequence."""
+    """One sequence's part of a run's result."""
 
     sequence: Sequence
     result: StepResult
     row: int
-    """The sequence's place in the result."""
+    """The sequence's row in the result."""
     num_prompt_items: int = 0
     """Prompt items that the run has read; 0 where the sequence decodes."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepOutcomes:
+    """The outcomes of all runs of one step."""
+
+    outcomes: list[Outcome]
+    num_source_items: int
+    """Source items that were read."""
+    decode_seconds: float
+    """Of one decode step, the mean over the step's; 0 where no row decodes."""
+
+
+def run_step(runner: Runner, plan: Plan, running: list[Sequence]) -> StepOutcomes:
+    """Run what the plan says: encode sources, decode, then prefill."""
+    num_source_items = encode(runner, plan, running)
+    started = time.monotonic()
+    decoded = decode(runner, plan, running)
+    decode_seconds = (time.monotonic() - started) / plan.num_decode_steps if decoded else 0.0
+    return StepOutcomes([*decoded, *prefill(runner, plan, running)], num_source_items, decode_seconds)
+
+
 def encode(runner: Runner, plan: Plan, running: list[Sequence]) -> int:
-    """Give the rows whose prompts are about to be read the state that their sources give; returns the items read."""
+    """Encode the sources of the rows whose prompts are about to be read; returns the number of source items."""
     num_items = 0
     beginning = running[plan.num_decoding :][: len(plan.chunk_lengths)]
     for is_left, group in groupby(beginning, lambda sequence: sequence.num_source_left > 0):
@@ -43,7 +64,7 @@ def encode(runner: Runner, plan: Plan, running: list[Sequence]) -> int:
 
 
 def decode(runner: Runner, plan: Plan, running: list[Sequence]) -> list[Outcome]:
-    """Make items for all decoding sequences; in a mixed step also read a chunk of the first prompt behind them."""
+    """Generate items for all decoding sequences; a mixed step also reads a chunk of the first prompt behind them."""
     decoding = running[: plan.num_decoding]
     if not decoding:
         return []
@@ -61,7 +82,7 @@ def decode(runner: Runner, plan: Plan, running: list[Sequence]) -> list[Outcome]
 
 
 def prefill(runner: Runner, plan: Plan, running: list[Sequence]) -> list[Outcome]:
-    """Read the next chunks of the prompts, but for the one that a mixed step reads."""
+    """Read the next chunks of the prompts, except the one that a mixed step reads."""
     lengths = plan.chunk_lengths[plan.is_mixed :]
     if not lengths:
         return []
@@ -90,7 +111,7 @@ def _next_items(sequence: Sequence, length: int) -> NDArray[Any]:
 
 
 def _noise(runner: Runner, sequences: list[Sequence], count: int) -> NDArray[np.float32]:
-    """What the next items of sequences in neighbouring rows are drawn with."""
+    """Random numbers for the next items of sequences in neighbouring rows."""
     rows = slice(sequences[0].row, sequences[-1].row + 1)
     return runner.sampler.noise(rows, [sequence.num_output for sequence in sequences], count)
 

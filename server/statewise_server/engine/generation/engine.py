@@ -1,12 +1,12 @@
-"""One model being served: a thread that plans, runs and commits one step after another."""
+"""Continuous batching of one model: a worker that plans, runs and commits one step after another."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from tokenizers import Tokenizer
 
@@ -17,34 +17,28 @@ from statewise.errors import (
     DeadlineExceededError,
     OverloadedError,
     StatewiseError,
-    UnavailableError,
 )
 from statewise.rules.text import load_tokenizer
-from statewise_server.engine.beams.beams import Beam, sequence_of
-from statewise_server.engine.generation.batch import Outcome, decode, encode, prefill
+from statewise_server.engine.generation.batch import Outcome, StepOutcomes, run_step
+from statewise_server.engine.generation.beams import Beam, sequence_of
 from statewise_server.engine.generation.prefix_cache import PrefixCache
-from statewise_server.engine.generation.scheduler import Scheduler
+from statewise_server.engine.generation.scheduler import Plan, Scheduler
 from statewise_server.engine.generation.sequence import Sequence
 from statewise_server.engine.generation.state_memory import StateMemory
 from statewise_server.engine.generation.stats import EngineStats
 from statewise_server.engine.limits import Limits
 from statewise_server.engine.request import Channel, Delta, GenerationRequest, Stream
 from statewise_server.engine.settings import EngineSettings
-from statewise_server.runtime.ort.faults import step_error
+from statewise_server.engine.worker import Worker
 from statewise_server.runtime.steps.runner import Runner
 
 logger = logging.getLogger(__name__)
 
-STEP_TIMEOUT_SECONDS = 60.0
-"""A run that takes longer makes the engine unhealthy."""
 
-CLOSE_TIMEOUT_SECONDS = 10.0
+class Engine(Worker):
+    """Generates with one bundle variant.
 
-
-class Engine:
-    """Continuous batching over one bundle variant.
-
-    `submit` and `cancel` may be called from any thread; news is delivered on the engine's.
+    `submit` and `cancel` may be called from any thread; channels get their events on the engine's.
     """
 
     def __init__(
@@ -56,6 +50,7 @@ class Engine:
         settings: EngineSettings,
         memory: StateMemory,
     ) -> None:
+        super().__init__(manifest.name)
         self.manifest = manifest
         self.variant_name = variant_name
         self.tokenizer = tokenizer
@@ -65,17 +60,12 @@ class Engine:
         self.stats = EngineStats()
         self._runner = runner
         self._scheduler = Scheduler(runner, settings, memory, self.prefixes)
-        self._lock = threading.Condition()
-        self._attention = False
-        """A running or waiting stream was cancelled."""
+        self._has_cancelled = False
+        """Whether a running or waiting stream was cancelled since the last step."""
         self._next_deadline = float("inf")
-        self._accepting = True
-        self._closing = False
-        self._step_seconds = 0.0
-        self._step_started: float | None = None
-        self._failure: BaseException | None = None
-        self._news: dict[Channel, list[tuple[Stream, Delta]]] = defaultdict(list)
-        self._thread = threading.Thread(target=self._loop, name=f"engine-{manifest.name}", daemon=True)
+        """No request has an earlier deadline."""
+        self._decode_seconds = 0.0
+        self._events: dict[Channel, list[tuple[Stream, Delta]]] = defaultdict(list)
 
     @classmethod
     def load(cls, bundle: Bundle, variant_name: str, settings: EngineSettings) -> Engine:
@@ -118,17 +108,6 @@ class Engine:
         """Requests without a row."""
         return len(self._scheduler.waiting)
 
-    @property
-    def is_healthy(self) -> bool:
-        """Whether the loop lives and no run has been going on for too long."""
-        started = self._step_started
-        hangs = started is not None and time.monotonic() - started > STEP_TIMEOUT_SECONDS
-        return self._failure is None and not hangs
-
-    def start(self) -> None:
-        """Begin to serve."""
-        self._thread.start()
-
     def submit(self, request: GenerationRequest, channel: Channel) -> Stream:
         """Queue a request.
 
@@ -141,42 +120,22 @@ class Engine:
         sequence = sequence_of(stream, self.tokenizer)
         self.memory.check_beams(sequence.num_rows, sequence.num_positions)
         with self._lock:
+            self._check_accepting()
             self._check_room(sequence)
             self._scheduler.waiting.append(sequence)
             if request.deadline is not None:
                 self._next_deadline = min(self._next_deadline, request.deadline)
-            self._lock.notify()
+            self._lock.notify_all()
         return stream
 
     def cancel(self, stream: Stream) -> None:
         """Free the stream's row before the next step; does nothing for a stream that has ended."""
         with self._lock:
             stream.cancelled = True
-            self._attention = True
-            self._lock.notify()
-
-    def drain(self, grace: float) -> None:
-        """Accept nothing more and wait until what runs is done, at most `grace` seconds."""
-        deadline = time.monotonic() + grace
-        with self._lock:
-            self._accepting = False
-            while self._has_work() and self._thread.is_alive() and time.monotonic() < deadline:
-                self._lock.wait(timeout=min(0.05, grace))
-
-    def close(self) -> None:
-        """End the thread; what still runs fails with UnavailableError. A run that hangs is left behind."""
-        with self._lock:
-            self._accepting = False
-            self._closing = True
-            self._lock.notify()
-        if self._thread.is_alive():
-            self._thread.join(CLOSE_TIMEOUT_SECONDS)
+            self._has_cancelled = True
+            self._lock.notify_all()
 
     def _check_room(self, sequence: Sequence) -> None:
-        if not self._accepting:
-            raise UnavailableError(f"model {self.manifest.name!r} is stopping; try another replica")
-        if self._failure is not None:
-            raise UnavailableError(f"model {self.manifest.name!r} has failed: {self._failure}")
         waiting, limits = self._scheduler.waiting, self.limits
         if self._scheduler.num_left_waiting(sequence) > limits.max_waiting:
             raise OverloadedError(
@@ -190,89 +149,81 @@ class Engine:
                 f"(limit {limits.max_waiting_tokens}); retry later"
             )
 
-    def _has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting)
+    def _seconds_to_run(self) -> float | None:
+        return 0.0 if self._scheduler.running or self._scheduler.waiting else None
 
-    def _loop(self) -> None:
-        try:
-            while self._await_work():
-                self._drop_gone()
-                self._run_step()
-                self._deliver()
-        except BaseException as error:
-            logger.exception("engine of model %s has failed", self.manifest.name)
-            self._failure = error
-        self._end()
+    def _run_once(self) -> None:
+        """Take one step: plan it, run its batches, commit their outcomes."""
+        plan = self._plan()
+        if plan is not None:
+            with self._step_of(plan):
+                outcomes = run_step(self._runner, plan, self._scheduler.running)
+                self._commit(outcomes)
         self._deliver()
 
-    def _end(self) -> None:
-        """Tell everyone that no step follows; rows are not moved, as a device that has failed could not."""
-        reason = "has failed" if self._failure else "is stopping"
-        error = UnavailableError(f"model {self.manifest.name!r} {reason}; retry elsewhere")
+    def _fail_all(self, error: StatewiseError) -> None:
+        """Fail every request; rows are not moved, since a failed device could not."""
         with self._lock:
             self._fail_running(error)
             self._fail(list(self._scheduler.waiting), error)
+        self._deliver()
 
-    def _await_work(self) -> bool:
-        """Admit what waits; False when the engine closes."""
+    def _plan(self) -> Plan | None:
+        """End cancelled and late requests, admit waiting ones into free rows, and plan the step."""
         with self._lock:
-            self._lock.notify_all()  # whoever drains looks again
-            while not self._has_work() and not self._closing:
-                self._lock.wait()
-            return not self._closing
-
-    def _drop_gone(self) -> None:
-        """Free what was cancelled or is past its deadline, then give free rows to who waits."""
-        with self._lock:
-            now = time.monotonic()
-            if self._attention or now >= self._next_deadline:
-                self._attention = False
-                for sequence in self._all_sequences():
-                    deadline = sequence.request.deadline
-                    if sequence.stream.cancelled:
-                        self._fail([sequence], CancelledError("the request was cancelled"))
-                    elif deadline is not None and now >= deadline:
-                        self._fail([sequence], DeadlineExceededError("the deadline passed before the last item"))
-                deadlines = (s.request.deadline for s in self._all_sequences() if s.request.deadline is not None)
-                self._next_deadline = min(deadlines, default=float("inf"))
+            self._end_cancelled_and_late()
             admitted = self._scheduler.admit()
-        self._place(admitted)
+        # Not under the lock: this moves memory, and callers of `submit` must not wait for it.
+        self._prepare(admitted)
+        return self._scheduler.plan(self._decode_seconds)
 
-    def _place(self, admitted: list[Sequence]) -> None:
-        """Not under the lock: this moves memory, and who submits must not wait for it."""
+    def _end_cancelled_and_late(self) -> None:
+        now = time.monotonic()
+        if not self._has_cancelled and now < self._next_deadline:
+            return
+        self._has_cancelled = False
+        for sequence in self._all_sequences():
+            deadline = sequence.request.deadline
+            if sequence.stream.cancelled:
+                self._fail([sequence], CancelledError("the request was cancelled"))
+            elif deadline is not None and now >= deadline:
+                self._fail([sequence], DeadlineExceededError("the deadline passed before the last item"))
+        deadlines = (s.request.deadline for s in self._all_sequences() if s.request.deadline is not None)
+        self._next_deadline = min(deadlines, default=float("inf"))
+
+    def _prepare(self, admitted: list[Sequence]) -> None:
         try:
-            self._scheduler.place(admitted)
+            self._scheduler.prepare(admitted)
             self.stats.num_cached_items += sum(sequence.num_prefilled for sequence in admitted)
         except Exception as error:
-            logger.exception("model %s: no place for the state of %d requests", self.manifest.name, len(admitted))
+            logger.exception("model %s: no room for the state of %d requests", self.manifest.name, len(admitted))
             # A resize that broke off leaves no row as it was.
-            self._fail_running(self._blame(error))
+            self._fail_running(self._error_for(error))
 
-    def _run_step(self) -> None:
-        plan = self._scheduler.plan(self._step_seconds)
-        if plan is None:
-            return
-        started = self._step_started = time.monotonic()
-        running = self._scheduler.running
-        involved = running[: plan.num_decoding + len(plan.chunk_lengths)]
+    @contextmanager
+    def _step_of(self, plan: Plan) -> Iterator[None]:
+        """Fail the plan's sequences where the step raises, and count the step."""
+        started = time.monotonic()
+        planned = self._scheduler.running[: plan.num_decoding + len(plan.chunk_lengths)]
         try:
-            self.stats.num_source_items += encode(self._runner, plan, running)
-            decoding = time.monotonic()
-            decoded = decode(self._runner, plan, running)
-            self._step_seconds = (time.monotonic() - decoding) / plan.num_decode_steps if decoded else 0.0
-            for outcome in (*decoded, *prefill(self._runner, plan, running)):
-                self._commit(outcome)
+            yield
         except Exception as error:
             logger.exception("a step of model %s failed", self.manifest.name)
-            self._fail(involved, self._blame(error))
+            self._fail(planned, self._error_for(error))
         finally:
-            self._step_started = None
             self.stats.num_steps += 1
             self.stats.num_mixed_steps += plan.is_mixed
             self.stats.busy_seconds += time.monotonic() - started
 
-    def _commit(self, outcome: Outcome) -> None:
-        """Move a sequence on; frees its row where that was its last item."""
+    def _commit(self, step: StepOutcomes) -> None:
+        """Move every sequence of the step on."""
+        self._decode_seconds = step.decode_seconds
+        self.stats.num_source_items += step.num_source_items
+        for outcome in step.outcomes:
+            self._commit_outcome(outcome)
+
+    def _commit_outcome(self, outcome: Outcome) -> None:
+        """Append the outcome to its sequence, and free the row after the last item."""
         sequence = outcome.sequence
         if sequence.row < 0:
             return  # another beam of the same search has failed in this step
@@ -284,7 +235,7 @@ class Engine:
         if outcome.num_prompt_items and sequence.request.keeps_state:
             delta.state = self._runner.pool.save_row(sequence.row)
         self.stats.num_output_items += len(delta.items)
-        self._tell(sequence.stream, delta)
+        self._emit(sequence.stream, delta)
         if delta.is_last:
             self._scheduler.release(sequence)
             return
@@ -299,16 +250,9 @@ class Engine:
         if outcome.result.is_finite(outcome.row):
             self.prefixes.save(outcome.sequence, self._runner.pool)
 
-    def _blame(self, error: Exception) -> StatewiseError:
-        """What those are told whom a failed step was for; raises the error itself where no step can follow."""
-        told = step_error(error, self.manifest.name)
-        if isinstance(told, UnavailableError):
-            raise error
-        return told
-
     def _fail_running(self, error: StatewiseError) -> None:
         for stream in {sequence.stream: None for sequence in self._scheduler.free_all()}:
-            self._tell(stream, Delta(error=error))
+            self._emit(stream, Delta(error=error))
 
     def _fail(self, sequences: Iterable[Sequence], error: StatewiseError) -> None:
         for sequence in sequences:
@@ -318,16 +262,16 @@ class Engine:
                 self._scheduler.waiting.remove(sequence)
             else:
                 continue
-            self._tell(sequence.stream, Delta(error=error))
+            self._emit(sequence.stream, Delta(error=error))
 
     def _all_sequences(self) -> list[Sequence]:
         return [*self._scheduler.running, *self._scheduler.waiting]
 
-    def _tell(self, stream: Stream, delta: Delta) -> None:
+    def _emit(self, stream: Stream, delta: Delta) -> None:
         if delta.items or delta.text or delta.is_last:
-            self._news[stream.channel].append((stream, delta))
+            self._events[stream.channel].append((stream, delta))
 
     def _deliver(self) -> None:
-        news, self._news = self._news, defaultdict(list)
-        for channel, entries in news.items():
+        events, self._events = self._events, defaultdict(list)
+        for channel, entries in events.items():
             channel.deliver(entries)

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import accumulate
 
-from statewise_server.engine.beams.beams import Beam
+from statewise_server.engine.generation.beams import Beam
 from statewise_server.engine.generation.prefix_cache import PrefixCache
 from statewise_server.engine.generation.sequence import Sequence
 from statewise_server.engine.generation.state_memory import StateMemory
@@ -52,7 +52,7 @@ class Scheduler:
         return sum(num_rows > num_free for num_rows in taken)
 
     def admit(self) -> list[Sequence]:
-        """Give free rows to waiting sequences, first come first served; who is admitted is then to be placed.
+        """Give free rows to waiting sequences, first come first served; `prepare` them then.
 
         A beam search gets the rows of all its beams at once, so that none waits for what another holds.
         """
@@ -64,7 +64,7 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def place(self, admitted: list[Sequence]) -> None:
+    def prepare(self, admitted: list[Sequence]) -> None:
         """Give the sequences admitted last a state to begin from; the pool is resized where it must be."""
         if not admitted:
             return

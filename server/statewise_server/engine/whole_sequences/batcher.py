@@ -1,12 +1,11 @@
-"""Dynamic batching of whole sequences: those that come within a short time share a run, whoever sent them.
+"""Dynamic batching of whole sequences: those that arrive within a short time share a run, whoever sent them.
 
-A batch holds sequences of one bucket of lengths only, so a sequence is padded to the same width in any company.
+A batch holds sequences of one bucket of lengths only, so a sequence's padded width does not depend on its company.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,21 +21,16 @@ from statewise.errors import (
     DeadlineExceededError,
     OverloadedError,
     StatewiseError,
-    UnavailableError,
 )
 from statewise_server.engine.settings import EngineSettings
+from statewise_server.engine.worker import Worker
 from statewise_server.runtime.one_shot import OneShotRunner
-from statewise_server.runtime.ort.faults import step_error
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Answer = dict[str, Array]
-
-RUN_TIMEOUT_SECONDS = 60.0
-"""A run that takes longer makes the batcher unhealthy."""
-
-CLOSE_TIMEOUT_SECONDS = 10.0
+"""A graph's outputs for one sequence, by name."""
 
 
 @dataclass(slots=True)
@@ -56,21 +50,21 @@ class BatchStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    """A sequence that waits for its batch."""
+    """A sequence that waits for its run."""
 
     items: Array
     width: int
     arrived: float
     deadline: float | None
-    answer: Future[Answer] = field(default_factory=Future)
+    outputs: Future[Answer] = field(default_factory=Future)
 
 
-class Batcher:
-    """Runs one graph for many callers, on a thread of its own."""
+class Batcher(Worker):
+    """Runs one graph for many callers; serves from its construction on."""
 
     def __init__(self, name: str, runner: OneShotRunner, settings: EngineSettings, token_budget: int) -> None:
+        super().__init__(name)
         self.stats = BatchStats()
-        self._name = name
         self._runner = runner
         self._settings = settings
         self._token_budget = token_budget
@@ -79,28 +73,17 @@ class Batcher:
         """By width; none of the lists is empty."""
         self._num_waiting = 0
         self._num_waiting_items = 0
-        self._lock = threading.Condition()
-        self._accepting = True
-        self._closing = False
-        self._run_started: float | None = None
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._loop, name=f"batcher-{name}", daemon=True)
-        self._thread.start()
+        self._batch: list[_Waiting] = []
+        """The sequences of the current run."""
+        self.start()
 
     @property
     def num_waiting(self) -> int:
         """Sequences that wait for a batch."""
         return self._num_waiting
 
-    @property
-    def is_healthy(self) -> bool:
-        """Whether the thread lives and no run has been going on for too long."""
-        started = self._run_started
-        hangs = started is not None and time.monotonic() - started > RUN_TIMEOUT_SECONDS
-        return self._failure is None and not hangs
-
     def num_numbers(self, length: int) -> int:
-        """Numbers in the answer to a sequence of this length."""
+        """Numbers in the outputs for a sequence of this length."""
         return self._runner.num_numbers(length)
 
     def submit(self, items: Array, deadline: float | None = None) -> Future[Answer]:
@@ -111,49 +94,29 @@ class Batcher:
         """Queue sequences, all or none; each future gets the graph's outputs for its row, by name.
 
         `rows`: int64 `[time]` or float32 `[time, features]`, checked, at least one item each. `deadline`:
-        time.monotonic() seconds after which they are not run any more. A future that is cancelled before its run takes
-        no part in it.
+        time.monotonic() seconds after which they are no longer run. A sequence whose future is cancelled before its run
+        is left out.
         Raises OverloadedError where there is no room to wait, UnavailableError where the batcher is stopping.
         """
         now = time.monotonic()
         entries = [_Waiting(items, self._runner.bucket_of(len(items)), now, deadline) for items in rows]
         with self._lock:
+            self._check_accepting()
             self._check_room(entries)
             for entry in entries:
                 self._waiting[entry.width].append(entry)
             self._count(entries, 1)
             self._lock.notify_all()
-        return [entry.answer for entry in entries]
-
-    def drain(self, grace: float) -> None:
-        """Accept nothing more and wait until all are answered, at most `grace` seconds."""
-        end = time.monotonic() + grace
-        with self._lock:
-            self._accepting = False
-            self._lock.notify_all()
-            while self._has_work() and self._thread.is_alive() and (left := end - time.monotonic()) > 0:
-                self._lock.wait(left)
-
-    def close(self) -> None:
-        """End the thread; those that still wait fail with UnavailableError. A run that hangs is left behind."""
-        with self._lock:
-            self._accepting = False
-            self._closing = True
-            self._lock.notify_all()
-        self._thread.join(CLOSE_TIMEOUT_SECONDS)
+        return [entry.outputs for entry in entries]
 
     def _check_room(self, entries: list[_Waiting]) -> None:
-        if self._failure is not None:
-            raise UnavailableError(f"model {self._name!r} has failed: {self._failure}")
-        if not self._accepting:
-            raise UnavailableError(f"model {self._name!r} is stopping; try another replica")
         num_items = self._num_waiting_items + sum(len(entry.items) for entry in entries)
         settings = self._settings
         too_many = self._num_waiting + len(entries) > settings.max_waiting_inputs
-        # Whatever comes first may wait, however long it is.
+        # An empty queue takes any request, however long.
         if self._num_waiting and (too_many or num_items > settings.max_waiting_tokens):
             raise OverloadedError(
-                f"model {self._name!r}: {self._num_waiting} sequences with {self._num_waiting_items} items wait "
+                f"model {self._model!r}: {self._num_waiting} sequences with {self._num_waiting_items} items wait "
                 f"(limits {settings.max_waiting_inputs} and {settings.max_waiting_tokens}); retry later"
             )
 
@@ -161,84 +124,61 @@ class Batcher:
         self._num_waiting += sign * len(entries)
         self._num_waiting_items += sign * sum(len(entry.items) for entry in entries)
 
-    def _has_work(self) -> bool:
-        return self._num_waiting > 0 or self._run_started is not None
+    def _seconds_to_run(self) -> float | None:
+        now = time.monotonic()
+        return min((self._seconds_to_batch(entries, now) for entries in self._waiting.values()), default=None)
 
-    def _loop(self) -> None:
-        try:
-            while batch := self._next_batch():
-                self._run(batch)
-        except BaseException as error:
-            logger.exception("batches of model %s have failed", self._name)
-            self._failure = error
-        reason = "has failed" if self._failure else "is stopping"
-        with self._lock:
-            left = [entry for entries in self._waiting.values() for entry in entries]
-            self._waiting.clear()
-            self._count(left, -1)
-            self._run_started = None
-            self._lock.notify_all()
-        _fail(left, UnavailableError(f"model {self._name!r} {reason}; retry elsewhere"))
+    def _seconds_to_batch(self, entries: list[_Waiting], now: float) -> float:
+        """Seconds until sequences of one width are to run: 0 once they fill a batch or have waited long enough."""
+        is_full = len(entries) >= self._max_rows(entries[0].width)
+        return 0.0 if is_full or not self._accepting else max(0.0, entries[0].arrived + self._delay - now)
 
-    def _next_batch(self) -> list[_Waiting]:
-        """Wait for a batch that is full, or whose first sequence has waited long enough; none when closing."""
-        with self._lock:
-            self._run_started = None
-            self._lock.notify_all()  # whoever drains looks again
-            while not self._closing:
-                if batch := self._take(time.monotonic()):
-                    self._run_started = time.monotonic()
-                    return batch
-                self._lock.wait(self._seconds_to_next())
-            return []
-
-    def _take(self, now: float) -> list[_Waiting]:
-        """The batch to run now; of several the one that began to wait first, so that none is passed over for ever."""
-        ripe = [entries for entries in self._waiting.values() if self._is_ripe(entries, now)]
-        if not ripe:
-            return []
-        chosen = min(ripe, key=lambda entries: entries[0].arrived)
-        batch, width = chosen[: self._most_rows(chosen[0].width)], chosen[0].width
-        del chosen[: len(batch)]
-        if not chosen:
-            del self._waiting[width]
-        self._count(batch, -1)
-        return batch
-
-    def _is_ripe(self, entries: list[_Waiting], now: float) -> bool:
-        is_full = len(entries) >= self._most_rows(entries[0].width)
-        return is_full or not self._accepting or now >= entries[0].arrived + self._delay
-
-    def _seconds_to_next(self) -> float | None:
-        first = min((entries[0].arrived for entries in self._waiting.values()), default=None)
-        return None if first is None else max(0.0, first + self._delay - time.monotonic())
-
-    def _most_rows(self, width: int) -> int:
+    def _max_rows(self, width: int) -> int:
         return max(1, min(self._settings.max_batch_rows, self._token_budget // width))
 
-    def _run(self, batch: list[_Waiting]) -> None:
+    def _run_once(self) -> None:
+        """Take the batch that is due, run it, and hand out its outputs."""
         started = time.monotonic()
-        late = [entry for entry in batch if entry.deadline is not None and started >= entry.deadline]
-        _fail(late, DeadlineExceededError("the deadline passed before the sequence was read"))
-        rows = [entry for entry in batch if entry not in late and entry.answer.set_running_or_notify_cancel()]
-        if not rows:
+        self._batch = self._start(self._take(started), started)
+        if not self._batch:
             return
         try:
-            answers = self._runner.run_rows([entry.items for entry in rows], rows[0].width)
+            outputs = self._runner.run_rows([entry.items for entry in self._batch], self._batch[0].width)
         except Exception as error:
-            self._blame(error, rows)
+            logger.exception("a batch of model %s failed", self._model)
+            _fail(self._batch, self._error_for(error))
         else:
-            for entry, answer in zip(rows, answers, strict=True):
-                _give(entry, answer)
-        self._record(rows, started)
+            for entry, own in zip(self._batch, outputs, strict=True):
+                _give(entry, own)
+        self._record(self._batch, started)
+        self._batch = []
 
-    def _blame(self, error: Exception, rows: list[_Waiting]) -> None:
-        """Tell those whose run failed; raises the error itself where no run can follow."""
-        logger.exception("a batch of model %s failed", self._name)
-        told = step_error(error, self._name)
-        _fail(rows, told)
-        if isinstance(told, UnavailableError):
-            raise error
+    def _fail_all(self, error: StatewiseError) -> None:
+        with self._lock:
+            waiting = [entry for entries in self._waiting.values() for entry in entries]
+            self._waiting.clear()
+            self._count(waiting, -1)
+        _fail([entry for entry in (*self._batch, *waiting) if not entry.outputs.done()], error)
+
+    def _take(self, now: float) -> list[_Waiting]:
+        """Return the batch that is due; of several, the one whose first sequence has waited longest."""
+        with self._lock:
+            due = [entries for entries in self._waiting.values() if not self._seconds_to_batch(entries, now)]
+            chosen = min(due, key=lambda entries: entries[0].arrived)
+            width = chosen[0].width
+            batch = chosen[: self._max_rows(width)]
+            del chosen[: len(batch)]
+            if not chosen:
+                del self._waiting[width]
+            self._count(batch, -1)
+            return batch
+
+    @staticmethod
+    def _start(batch: list[_Waiting], now: float) -> list[_Waiting]:
+        """Return the sequences to run: neither late, which fail here, nor cancelled."""
+        late = [entry for entry in batch if entry.deadline is not None and now >= entry.deadline]
+        _fail(late, DeadlineExceededError("the deadline passed before the sequence was read"))
+        return [entry for entry in batch if entry not in late and entry.outputs.set_running_or_notify_cancel()]
 
     def _record(self, rows: list[_Waiting], started: float) -> None:
         self.stats.num_batches += 1
@@ -249,15 +189,15 @@ class Batcher:
         self.stats.busy_seconds += time.monotonic() - started
 
 
-def _give(entry: _Waiting, answer: Answer) -> None:
-    if all(np.isfinite(values).all() for values in answer.values()):
-        entry.answer.set_result(answer)
+def _give(entry: _Waiting, outputs: Answer) -> None:
+    if all(np.isfinite(values).all() for values in outputs.values()):
+        entry.outputs.set_result(outputs)
     else:
-        entry.answer.set_exception(DataLossError("the model's output is NaN or infinite for this sequence"))
+        entry.outputs.set_exception(DataLossError("the model's output is NaN or infinite for this sequence"))
 
 
 def _fail(entries: Sequence[_Waiting], error: StatewiseError) -> None:
     for entry in entries:
-        # What runs cannot be cancelled any more; what waits may have been.
-        if entry.answer.running() or entry.answer.set_running_or_notify_cancel():
-            entry.answer.set_exception(error)
+        # A running future cannot be cancelled any more; a waiting one may have been.
+        if entry.outputs.running() or entry.outputs.set_running_or_notify_cancel():
+            entry.outputs.set_exception(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def create_session(
         # It goes on without a provider that it cannot start.
         raise BundleError(f"{name}: ONNX Runtime could not start its CUDA provider, for a reason that it has printed")
     return session
+
+
+def inputs_of_all(sessions: Iterable[onnxruntime.InferenceSession]) -> set[str]:
+    """Names of the inputs that every one of these graphs declares."""
+    return set.intersection(*({value.name for value in session.get_inputs()} for session in sessions))
 
 
 def _options(intra_op_threads: int) -> onnxruntime.SessionOptions:

@@ -1,6 +1,6 @@
-"""What stays bound from run to run: beside a model that has pushed all else out of the caches, each binding is dear.
+"""Reuses ONNX Runtime bindings between runs: rebinding costs about 5% of an int8 step.
 
-In one step of a decoder on the CPU they took a third of a millisecond, a twentieth of the step in 8 bits.
+That is a third of a millisecond in a decoder on the CPU, whose weights have pushed everything else out of the caches.
 """
 
 from __future__ import annotations
@@ -56,14 +56,17 @@ class BoundRun:
         return [value.numpy().copy() for value in self._results]
 
     def capture(self, options: onnxruntime.RunOptions) -> bool:
-        """Run a graph that has all bound as a CUDA graph is captured; False where it cannot be now, and is not run."""
+        """Run what is bound and capture it as a CUDA graph; False, without a run, where that is not possible now."""
         return bool(self._session.capture(self.binding, options))
 
     def _set(self, name: str, value: Array) -> None:
         held = self._inputs.get(name)
-        if self._keeps and held is not None and held.shape == value.shape and held.dtype == value.dtype:
-            held[...] = value
-            return
+        if held is not None and held.shape == value.shape and held.dtype == value.dtype:
+            if self._keeps:
+                held[...] = value
+                return
+            if held.tobytes() == value.tobytes():
+                return  # the device has it: most sampling rules are the same from run to run
         self._inputs[name] = value = value.copy(order="C")
         bind(self.binding.bind_input, name, host_view(value))
 

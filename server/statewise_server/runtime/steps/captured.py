@@ -47,20 +47,14 @@ RUNS_BEFORE_CAPTURE = 8
 NOT_CAPTURED = -1
 
 
-def load_step(
-    path: Path, *, device: str, intra_op_threads: int, captures: bool
-) -> tuple[onnxruntime.InferenceSession, bool]:
-    """Load the graph of a step, and whether it may be captured; `captures`: whether it is to be, where it can.
-
-    Raises BundleError as `create_session`.
-    """
-    if captures and device == "cuda":
-        try:
-            return create_session(path, device=device, intra_op_threads=intra_op_threads, captures=True), True
-        except BundleError as error:
-            # As where an operator of a plugin's has no CUDA kernel: a model that is slower is still served.
-            logger.warning("not captured as CUDA graphs: %s", error)
-    return create_session(path, device=device, intra_op_threads=intra_op_threads), False
+def load_captured(path: Path, *, intra_op_threads: int) -> onnxruntime.InferenceSession | None:
+    """Load a graph whose runs on CUDA may be captured; None, with a warning, where ONNX Runtime refuses that."""
+    try:
+        return create_session(path, device="cuda", intra_op_threads=intra_op_threads, captures=True)
+    except BundleError as error:
+        # As where an operator of a plugin's has no CUDA kernel: a model that is slower is still served.
+        logger.warning("not captured as CUDA graphs: %s", error)
+        return None
 
 
 class GraphIds:
@@ -74,18 +68,18 @@ class GraphIds:
         self._num_runs: Counter[Hashable] = Counter()
 
     def captured(self, key: Hashable) -> int:
-        """The graph that runs of this key are, NOT_CAPTURED where there is none."""
+        """Id of the captured graph for this key, or NOT_CAPTURED."""
         return self._ids.get(key, NOT_CAPTURED)
 
     def candidate(self, key: Hashable) -> int | None:
-        """The id under which to capture the next run of this key, None where it is not to be captured."""
+        """Id under which to capture the next run of this key; None where it is not to be captured."""
         self._num_runs[key] += 1
         if key in self._ids or self._num_runs[key] <= RUNS_BEFORE_CAPTURE or self.num_graphs >= self._max_graphs:
             return None
         return self.num_graphs + 1
 
     def add(self, key: Hashable) -> None:
-        """The run of this key has been captured, under the id that was to be."""
+        """Record that the run of this key was captured under the candidate's id."""
         self.num_graphs += 1
         self._ids[key] = self.num_graphs
         if self.num_graphs == self._max_graphs:
@@ -95,28 +89,28 @@ class GraphIds:
             )
 
     def forget(self) -> None:
-        """What has been captured is of no more use: its addresses are others' now."""
+        """Drop all captured graphs: the buffers that they read and write have moved."""
         self._ids.clear()
         self._num_runs.clear()
 
     def give_up(self) -> None:
-        """Capture no more, and use nothing that is captured."""
+        """Stop capturing, and use no captured graph any more."""
         self.forget()
         self._max_graphs = 0
 
 
 @dataclass(frozen=True)
 class _Places:
-    """What a captured step reads and writes beside the state, for as many rows as the pool has."""
+    """Buffers that a captured step reads and writes beside the state, for as many rows as the pool has."""
 
     pool: StatePool
     num_resizes: int
-    """Of the pool, when these were made."""
+    """Resizes of the pool before these buffers were made."""
     items: Buffer
     lengths: Buffer
-    """All of them one."""
+    """A one for every row."""
     output: Buffer
-    """Of every step, captured or not."""
+    """The output of every step, captured or not."""
 
 
 class SplitStep:
@@ -154,14 +148,14 @@ class SplitStep:
         return self._chosen(places, slice(0, len(items)), inputs, wanted)
 
     def warm_up(self, pool: StatePool) -> None:
-        """Have a graph captured and launched, so that what fails in it is seen now; nothing is committed."""
+        """Capture and launch one graph, so that a failure shows while loading; nothing is committed."""
         places = self._places_for(pool)
         items = np.zeros((1, *places.items.shape[1:]), places.items.dtype)
         for _ in range(RUNS_BEFORE_CAPTURE + 2):
             self._decode(places, items)
 
     def _decode(self, places: _Places, items: Array) -> None:
-        """One item of each of the first rows, from the one place where a captured graph looks for them."""
+        """Feed one item to each of the first rows, from the buffer that a captured graph reads."""
         num_rows = len(items)
         whole = np.zeros((places.pool.num_rows, *items.shape[1:]), items.dtype)
         whole[:num_rows] = items
@@ -172,7 +166,7 @@ class SplitStep:
             bound.run({}, (), _options(self._ids.captured(key)))
 
     def _capture(self, bound: BoundRun, key: Hashable) -> bool:
-        """Capture the run, if that is worth while and can be now; whether it has been run."""
+        """Capture the run where that pays and is possible now; returns whether it was run."""
         graph = self._ids.candidate(key)
         if graph is None:
             return False
@@ -213,7 +207,7 @@ class SplitStep:
         return bound.run(inputs, (int(inputs.get(NUM_TOP, 0)),))
 
     def _places_for(self, pool: StatePool) -> _Places:
-        """The places beside the pool's state, other ones after each resize."""
+        """Buffers beside the pool's state; made anew after each resize."""
         places = self._places
         if places is None or places.pool is not pool or places.num_resizes != pool.num_resizes:
             self._ids.forget()

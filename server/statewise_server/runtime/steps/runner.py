@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -16,20 +16,20 @@ from statewise.model.spec import InputSpec, ModelSpec, TokenInput
 from statewise_server.runtime.one_shot import bucket_of, pad_rows
 from statewise_server.runtime.ort.cores import num_threads
 from statewise_server.runtime.ort.onnx import onnxruntime
-from statewise_server.runtime.ort.sessions import create_session
+from statewise_server.runtime.ort.sessions import create_session, inputs_of_all
 from statewise_server.runtime.state.device import DeviceMemory
 from statewise_server.runtime.state.memory import HOST, Memory, bind, host_view
 from statewise_server.runtime.state.pool import StatePool
-from statewise_server.runtime.steps.captured import SplitStep, load_step
 from statewise_server.runtime.steps.sampler_table import SamplerTable
 from statewise_server.runtime.steps.state_runs import StateRuns
+from statewise_server.runtime.steps.step_graph import load_step, step_graph
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What K steps gave each row."""
+    """Results of K steps for each row."""
 
     items: Array
     """int64 `[K, row]` token ids, -1 where logits were not finite; or float32 `[K, row, features]`."""
@@ -39,7 +39,7 @@ class StepResult:
     """`[K, row, n]`, most probable first; None where there are no tokens."""
     top_log_probabilities: NDArray[np.float32] | None = None
     outputs: NDArray[np.float32] | None = None
-    """`[row, output_size]`: what the head gave in the last step, where asked for."""
+    """`[row, output_size]`: the head's output of the last step, where asked for."""
 
     def is_finite(self, row: int) -> bool:
         """Whether no NaN or infinity of the row's state has reached its items."""
@@ -67,17 +67,16 @@ class Runner:
     ) -> None:
         self.spec = spec
         capacity = (spec.max_positions or 0) if capacity is None else capacity
-        # What takes ragged rows masks what lies behind each row's end; the other kind does not read it.
+        # Graphs that take ragged rows mask the positions behind each row's end; the others do not read them.
         self.pool = StatePool(spec.sized_state, max_rows, capacity, memory, reads_ahead=ragged_prefill)
         choosing = [choose or step, *(session for session in (decode, mixed) if session is not None)]
-        self.sampler = SamplerTable(max_rows, spec.head, _declared_by_all(choosing))
-        self._step = step
+        self.sampler = SamplerTable(max_rows, spec.head, inputs_of_all(choosing))
         self._decode = decode
         self._mixed = mixed
         self._encode = encode
         self._ragged_prefill = ragged_prefill
         self._runs = StateRuns()
-        self._split = SplitStep(spec, step, choose, self._runs, captures=captures) if choose is not None else None
+        self._step = step_graph(spec, step, choose, self._runs, captures=captures)
 
     @classmethod
     def load(
@@ -141,8 +140,7 @@ class Runner:
         if self.spec.source is not None:
             self.encode(slice(0, 1), [_zeros(self.spec.source)[0]])
         self.step(slice(0, 1), items, np.ones(1, np.int64), self.sampler.no_noise(1, 1), num_rows=1)
-        if self._split is not None:
-            self._split.warm_up(self.pool)
+        self._step.warm_up(self.pool)
         if self._decode is not None:
             self.decode(1, items, self.sampler.no_noise(1, 2), num_rows=1)
         if self._mixed is not None and self.pool.num_rows > 1:
@@ -192,12 +190,12 @@ class Runner:
             results = self._step_one_by_one(rows, items, lengths, noise, wanted, num_rows)
         else:
             inputs = {ITEMS: items, LENGTHS: lengths, **self.sampler.inputs(rows, noise)}
-            results = self._run_step(rows, inputs, wanted)
+            results = self._step.run(self.pool, rows, inputs, wanted)
             self.pool.commit(rows, num_rows, lengths)
         return _one_step(results, with_outputs=with_outputs)
 
     def _takes_together(self, rows: slice, width: int) -> bool:
-        """Whether one run may feed several items to several rows, whose padding is written too."""
+        """Whether one run may feed several items to several rows; their padding is written too."""
         if not self._ragged_prefill:
             return False
         return not self.pool.caches or int(self.pool.num_filled[rows].max()) + width <= self.pool.capacity
@@ -222,7 +220,7 @@ class Runner:
             row = slice(rows.start + index, rows.start + index + 1)
             inputs = {ITEMS: items[one, :length], LENGTHS: lengths[one]}
             inputs |= {name: value[one] if np.ndim(value) else value for name, value in sampling.items()}
-            results.append(self._run_step(row, inputs, wanted) if length else None)
+            results.append(self._step.run(self.pool, row, inputs, wanted) if length else None)
             if length:
                 self.pool.commit(row, num_rows, lengths[one])
         blank = [np.zeros_like(part) for part in next(result for result in results if result is not None)]
@@ -280,18 +278,8 @@ class Runner:
         self.pool.load_row(other, state)
         self.sampler.load_row(other, parameters)
 
-    def _run_step(self, rows: slice, inputs: dict[str, Array], wanted: list[str]) -> list[Array]:
-        if self._split is not None:
-            return self._split.run(self.pool, rows, inputs, wanted)
-        return self._runs.run(self.pool, self._step, {"": rows}, inputs, wanted)
-
     def _wanted(self, *, with_outputs: bool = False) -> list[str]:
         return [*self.sampler.results, OUTPUT] if with_outputs else [*self.sampler.results]
-
-
-def _declared_by_all(sessions: Iterable[onnxruntime.InferenceSession]) -> set[str]:
-    """Names of the inputs that all of these graphs have."""
-    return set.intersection(*({value.name for value in session.get_inputs()} for session in sessions))
 
 
 def _zeros(reads: InputSpec) -> Array:

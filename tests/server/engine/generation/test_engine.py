@@ -12,7 +12,6 @@ import pytest
 
 from statewise.errors import (
     CancelledError,
-    DeadlineExceededError,
     InternalError,
     InvalidRequestError,
     OverloadedError,
@@ -158,7 +157,7 @@ def test_the_queue_is_bounded_in_requests_and_in_items(engine_of: EngineOf) -> N
         engine.submit(GenerationRequest(np.array([5]), GREEDY, 3), channel)
 
     engine.cancel(running)
-    assert _last_deltas(channel, 3)[running].error.__class__ is CancelledError
+    assert last_deltas(channel, 3)[running].error.__class__ is CancelledError
     assert engine.num_running == engine.num_waiting == 0
 
 
@@ -174,25 +173,11 @@ def test_cancelling_in_the_queue_in_prefill_and_in_decode_frees_the_place_once(e
     for stream in (queued, prefilling, decoding, prefilling):
         engine.cancel(stream)
 
-    last = _last_deltas(channel, 4)
+    last = last_deltas(channel, 4)
 
     assert {type(last[s].error) for s in (queued, prefilling, decoding)} == {CancelledError}
     assert last[survivor].finish_reason == "length"
     assert engine.num_running == engine.num_waiting == 0
-
-
-def test_a_deadline_ends_waiting_and_running_requests(engine_of: EngineOf) -> None:
-    """A request past its deadline fails with DeadlineExceededError, in the queue without having run."""
-    engine = engine_of("lstm-2", max_rows=1)
-    channel = QueueChannel()
-    soon = time.monotonic() + 0.2
-    running = engine.submit(GenerationRequest(np.array([5]), GREEDY, 60000, deadline=soon), channel)
-    queued = engine.submit(GenerationRequest(np.array([5]), GREEDY, 5, deadline=time.monotonic() - 1), channel)
-
-    last = _last_deltas(channel, 2)
-
-    assert type(last[running].error) is type(last[queued].error) is DeadlineExceededError
-    assert last[queued].items == []
 
 
 @pytest.mark.parametrize("name", ["lstm-2", "transformer"])
@@ -253,7 +238,7 @@ def test_long_prompts_hold_up_running_streams_by_one_budget(
     while len(channel.prompt_items_read) < len(running):
         time.sleep(0.001)
     longest = [engine.submit(GenerationRequest(np.zeros(380, np.int64), GREEDY, 2), channel) for _ in range(2)]
-    ended = _last_deltas(channel, len(running) + len(longest))
+    ended = last_deltas(channel, len(running) + len(longest))
 
     assert {ended[stream].finish_reason for stream in (*running, *longest)} == {"length"}
     gaps = [channel.largest_gap(stream) for stream in running]
@@ -315,10 +300,10 @@ def test_draining_completes_what_runs_and_refuses_the_rest(engine_of: EngineOf) 
 
     with pytest.raises(UnavailableError):
         engine.submit(GenerationRequest(np.array([5]), GREEDY, 5), channel)
-    assert _last_deltas(channel, 1)[stream].finish_reason == "length"
+    assert last_deltas(channel, 1)[stream].finish_reason == "length"
 
 
-def _last_deltas(channel: QueueChannel, num_streams: int) -> dict[Any, Any]:
+def last_deltas(channel: QueueChannel, num_streams: int) -> dict[Any, Any]:
     """Wait until that many streams have ended; their merged output."""
     merged: dict[Any, Any] = {}
     ended = 0

@@ -65,7 +65,7 @@ def test_state_and_parameters_move_with_their_sequence(runner: Runner, steps: li
         if step == "admit":
             scheduler.waiting.append(sequence(number))
             admitted = scheduler.admit()
-            scheduler.place(admitted)
+            scheduler.prepare(admitted)
             for new in admitted:
                 for buffer in runner.pool.current.values():
                     assert (buffer[new.row] == 0).all()
@@ -86,7 +86,7 @@ def test_prompts_are_cut_to_chunks_within_the_budget(runner: Runner) -> None:
     """Chunks are whole, all of them fit the budget, and the first come are served first."""
     scheduler = scheduler_of(runner, prefill_chunk=8, token_budget=20)
     scheduler.waiting.extend(sequence(number, prompt_length=length) for number, length in enumerate((5, 30, 30, 30)))
-    scheduler.place(scheduler.admit())
+    scheduler.prepare(scheduler.admit())
 
     plan = scheduler.plan(0.0)
 
@@ -105,7 +105,7 @@ def test_the_number_of_steps_follows_the_time_of_a_step(
     """Short steps are run many at a time; penalties and sequences that wait for a row cut the number."""
     scheduler = scheduler_of(runner, max_rows=2, decode_ms=10.0)
     scheduler.waiting.extend([sequence(1, max_tokens=4), sequence(2, presence_penalty=penalty)])
-    scheduler.place(scheduler.admit())
+    scheduler.prepare(scheduler.admit())
     for running in list(scheduler.running):
         running.num_prefilled = 3
         scheduler.start_decoding(running)
@@ -133,7 +133,7 @@ def lengths(scheduler: Scheduler) -> list[int]:
 
 
 def admit(scheduler: Scheduler) -> None:
-    scheduler.place(scheduler.admit())
+    scheduler.prepare(scheduler.admit())
 
 
 def test_rows_are_given_by_positions_first_come_first_served(bounded: Runner) -> None:

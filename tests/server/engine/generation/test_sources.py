@@ -22,7 +22,7 @@ from statewise_server.runtime.state.device import DeviceMemory
 from statewise_server.runtime.state.pool import StatePool
 from statewise_training.reference.decoding import ReferenceDecoder
 from tests.models import draft_of, make_checkpoint, start_engine
-from tests.server.engine.beams.test_beams import serve
+from tests.server.engine.generation.test_beams import serve
 
 LONGEST = 40
 NUM_REQUESTS = 16

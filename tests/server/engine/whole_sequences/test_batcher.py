@@ -26,7 +26,7 @@ class Gated:
     """The real runner behind a gate, which says what ran and lets a test hold a run back."""
 
     def __init__(self, runner: OneShotRunner) -> None:
-        self._runner = runner
+        self.runner = runner
         self.bucket_of = runner.bucket_of
         self.batches: list[list[int]] = []
         self.gate = threading.Event()
@@ -35,7 +35,7 @@ class Gated:
     def run_rows(self, rows: Sequence[Any], width: int) -> list[dict[str, Any]]:
         self.batches.append([len(row) for row in rows])
         assert self.gate.wait(10)
-        return self._runner.run_rows(rows, width)
+        return self.runner.run_rows(rows, width)
 
 
 @pytest.fixture
@@ -175,6 +175,56 @@ def test_draining_answers_all_that_waits(start: Start, gated: Gated) -> None:
     assert all(answer.done() for answer in answers)
     assert sums(answers) == [1, 20]
     with pytest.raises(UnavailableError, match="is stopping"):
+        batcher.submit(tokens(1))
+
+
+def test_of_several_full_batches_the_oldest_runs_first(start: Start, gated: Gated) -> None:
+    """Buckets that are filled all the time do not hold up the one that has waited longest."""
+    batcher = start(max_batch_rows=2, batch_delay_ms=0)
+    gated.gate.clear()
+    first = batcher.submit(tokens(1))
+    while not gated.batches:
+        time.sleep(0.001)
+    answers = [batcher.submit(tokens(length)) for length in (40, 2, 20, 3, 41)]
+    gated.gate.set()
+
+    assert sums([first, *answers]) == [1, 40, 2, 20, 3, 41]
+    assert gated.batches == [[1], [40, 41], [2, 3], [20]]
+
+
+def test_the_time_that_sequences_wait_is_counted_from_their_arrival(start: Start, gated: Gated) -> None:
+    """Over all rows of a batch, until it runs; the run itself is counted apart."""
+    batcher = start(max_batch_rows=2, batch_delay_ms=1000)
+    first = batcher.submit(tokens(1))
+    time.sleep(0.1)
+    sums([first, batcher.submit(tokens(1))])
+    batcher.drain(10)
+
+    assert 0.1 <= batcher.stats.waited_seconds < 1
+    assert 0 < batcher.stats.busy_seconds < 0.1
+
+
+def test_a_device_that_has_failed_ends_the_batcher(start: Start, gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sequences of the run fail with those that wait, and new ones are refused with the reason."""
+    batcher = start()
+    gated.gate.clear()
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered ; GPU=0")
+
+    monkeypatch.setattr(gated.runner, "run_rows", fail)
+    running = batcher.submit(tokens(1))
+    while not gated.batches:
+        time.sleep(0.001)
+    waiting = batcher.submit(tokens(1))
+    gated.gate.set()
+
+    for answer in (running, waiting):
+        with pytest.raises(UnavailableError, match="has failed; retry elsewhere"):
+            answer.result(10)
+    assert not batcher.is_healthy
+    assert batcher.num_waiting == 0
+    with pytest.raises(UnavailableError, match="CUDA failure 700"):
         batcher.submit(tokens(1))
 
 

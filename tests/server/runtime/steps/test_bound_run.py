@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -53,3 +55,24 @@ def test_a_failed_run_leaves_the_binding_usable(session: onnxruntime.InferenceSe
         bound.run({"a": ones, "b": np.ones((2, 5), np.int64)}, (5,))
 
     np.testing.assert_array_equal(bound.run({"a": ones, "b": 2 * ones}, (2,))[0], 3 * ones)
+
+
+def test_on_a_device_only_inputs_that_changed_are_bound_again(
+    session: onnxruntime.InferenceSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Binding copies an input to the device; the same values again are not."""
+    bound = BoundRun(session, ["sum"], keeps=False)
+    a, b = np.ones((2, 2), np.int64), np.full((2, 2), 2)
+    bound.run({"a": a, "b": b}, (2,))
+    names: list[str] = []
+    healthy = bound.binding.bind_input
+
+    def bind_input(name: str, *arguments: Any) -> None:
+        names.append(name)
+        healthy(name, *arguments)
+
+    monkeypatch.setattr(bound.binding, "bind_input", bind_input)
+    results = [bound.run({"a": a, "b": each}, (2,))[0].tolist() for each in (b, b + 1, b)]
+
+    assert results == [[[3, 3], [3, 3]], [[4, 4], [4, 4]], [[3, 3], [3, 3]]]
+    assert names == ["b", "b"]

@@ -10,8 +10,9 @@ import pytest
 from statewise.errors import BundleError
 from statewise_server.runtime.ort.cuda_session import CUDA_CALLS
 from statewise_server.runtime.state.device import DeviceMemory
-from statewise_server.runtime.steps import captured
-from statewise_server.runtime.steps.captured import RUNS_BEFORE_CAPTURE, GraphIds, load_step
+from statewise_server.runtime.steps import captured, step_graph
+from statewise_server.runtime.steps.captured import RUNS_BEFORE_CAPTURE, GraphIds
+from statewise_server.runtime.steps.step_graph import load_step
 from tests.server.captures import Recorder, assert_same, decode, runner_of, start
 
 
@@ -159,7 +160,8 @@ def test_what_cannot_be_captured_is_loaded_without(
             raise BundleError("step.onnx: ONNX Runtime cannot load it: all nodes have not been partitioned")
         return "session"
 
-    monkeypatch.setattr(captured, "create_session", create)
+    for module in (captured, step_graph):
+        monkeypatch.setattr(module, "create_session", create)
     with caplog.at_level(logging.WARNING):
         loaded = load_step(Path("step.onnx"), device="cuda", intra_op_threads=1, captures=True)
 

@@ -16,8 +16,8 @@ from statewise.errors import ConfigError
 from statewise_training.checkpoints.checkpoint import TOKENIZER_FILE, save_checkpoint
 from statewise_training.checkpoints.hugging_face.family import HuggingFaceConfig, Source
 from statewise_training.checkpoints.hugging_face.folder import CONFIG_FILE, read_config, read_tensors
-from statewise_training.checkpoints.surround import read_tokenizer, surround_of
 from statewise_training.checkpoints.weights import load_weights
+from statewise_training.data.surround import read_tokenizer, surround_of
 from statewise_training.families.transformer.config import TransformerConfig
 
 

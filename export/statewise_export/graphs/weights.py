@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from statewise_export.trace.builder import renamed_nodes
+from statewise_export.builder import renamed_nodes
 from statewise_export.trace.trace import TracedStep
 
 ALIGNMENT = 4096

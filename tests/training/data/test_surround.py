@@ -13,7 +13,7 @@ from statewise.bundles.manifest import SpecialTokens, Surround
 from statewise.errors import ConfigError
 from statewise.plugins import load_plugin
 from statewise_training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from statewise_training.checkpoints.surround import surround_of
+from statewise_training.data.surround import surround_of
 from statewise_training.data.tokenizers import byte_level
 from tests.bert_like import CLS, SEP, VOCABULARY_SIZE, bert_like, save_bert_like
 

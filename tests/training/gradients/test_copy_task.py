@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from statewise.errors import ConfigError
-from statewise_training.plots import copy_task
+from statewise_training.gradients import copy_task
 
 
 def test_a_row_is_a_symbol_and_blanks() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from statewise.files import atomic_file, write_atomically
-from statewise_training.plots import copy_task
+from statewise_training.gradients import copy_task
 
 _COLORS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:brown")
 _FLOOR = 1e-12

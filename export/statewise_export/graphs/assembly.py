@@ -18,9 +18,9 @@ from statewise.model import graph_io
 from statewise.model.graph_io import ITEMS, LENGTHS, STEP_OUTPUT, STEPS, GraphIO, GraphTensor
 from statewise.model.sampling_inputs import NOISE
 from statewise.model.spec import ModelSpec
+from statewise_export.builder import GraphBuilder, renamed_nodes, tensor_info, untyped
 from statewise_export.choosing.choice import Choice, choice_of
-from statewise_export.trace.builder import GraphBuilder, renamed_nodes, tensor_info, untyped
-from statewise_export.trace.score import add_log_probabilities
+from statewise_export.graphs.score import add_log_probabilities
 from statewise_export.trace.trace import OPSET, TracedStep
 
 IR_VERSION = 10

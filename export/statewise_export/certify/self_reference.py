@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from statewise.model.spec import ModelSpec, TokenInput
 from statewise.rules.mixture import noise_of
 from statewise.rules.sampling import GREEDY, SamplingParams
-from statewise_export.certify.steps.driver import RuntimeDecoder
+from statewise_export.certify.driver import RuntimeDecoder
 from statewise_training.reference.decoding import next_item
 
 Array = NDArray[Any]

@@ -13,8 +13,7 @@ from torch import nn
 from statewise.bundles.manifest import Variant
 from statewise.model.spec import ModelSpec
 from statewise_export.faults import graph_faults
-from statewise_export.passes.variants import VariantPlan
-from statewise_export.trace.graphs import (
+from statewise_export.graphs.assembly import (
     choose_graph,
     decode_graph,
     encode_graph,
@@ -26,7 +25,9 @@ from statewise_export.trace.graphs import (
     score_graph,
     step_graph,
 )
-from statewise_export.trace.score import can_score
+from statewise_export.graphs.score import can_score
+from statewise_export.graphs.weights import share_weights, write_weights
+from statewise_export.passes.variants import VariantPlan
 from statewise_export.trace.trace import (
     TracedStep,
     shown_shapes,
@@ -37,7 +38,6 @@ from statewise_export.trace.trace import (
     trace_prediction,
     trace_step,
 )
-from statewise_export.trace.weights import share_weights, write_weights
 from statewise_training.checkpoints.checkpoint import Checkpoint
 from statewise_training.families.shared.lowering import attention_lowering
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from statewise.model.spec import HeadSpec, MixtureHead, ModelSpec
+from statewise_export.builder import GraphBuilder
 from statewise_export.choosing.mixture import add_log_density
-from statewise_export.trace.builder import GraphBuilder
 
 Score = Callable[[GraphBuilder, str, str, HeadSpec], str]
 """Outputs `[row, time, size]` and the items that they foretell, `[row, time, ...]`, to `[row, time]`."""

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from statewise.errors import DataLossError
 from statewise.rules.text import TextStream
-from statewise_server.engine.beams.beam_search import BeamSearch, Branch, Candidate
+from statewise_server.engine.generation.beam_search import BeamSearch, Branch, Candidate
 from statewise_server.engine.generation.sequence import Sequence
 from statewise_server.engine.request import Delta, Stream
 from statewise_server.runtime.steps.runner import StepResult
