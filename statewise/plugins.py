@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from statewise.errors import ConfigError, NotFoundError
 from statewise.model.spec import InputSpec, ModelSpec, RealInput, TokenInput
+from statewise.modules import Embeds, Encodes, Inspects, MixedStep, StepModule, missing_methods
 
 if TYPE_CHECKING:
     import torch
@@ -83,51 +84,23 @@ class Batch(Protocol):
 class SequencePlugin(ABC, Generic[ConfigT]):
     """One model family.
 
-    The module that `build` returns is a step function over state, used unchanged by training (first state, whole
-    sequence), by the reference decoder and by export:
+    The module that `build` returns is a `torch.nn.Module` with the methods of `statewise.modules.StepModule`: `forward`
+    and `head`, used unchanged by training (first state, whole sequence), by the reference decoder and by export. A
+    plugin promises further methods by setting one of these:
 
-        forward(items, lengths, state) -> (hidden, new_state)
-        head(hidden) -> output
+        ModelSpec.source          `encode` (Encodes)
+        ModelSpec.embedding       `embed` (Embeds)
+        mixes                     `forward_mixed` (MixedStep)
+        inspects(config)          `inspect` (Inspects)
 
-    items      int64 `[row, time]` (tokens) or float32 `[row, time, features]` (real vectors), right-padded
-    lengths    int64 `[row]`: how many of the `time` items of each row are real; 0 leaves the row's state as it was
-    state      a tuple of tensors in the order of `ModelSpec.state`; zeros start a sequence
-    hidden     `[row, time, width]`: what the head reads; what lies beyond a row's length is undefined
-    output     float32 `[..., output_size]`, as the head says
-
-    A model without state (an encoder) is called once with a whole sequence and `()` as its state; where its head gives
-    one answer per sequence, hidden is `[row, width]`.
-
-    An encoder-decoder (`ModelSpec.source`) makes the first state of the source:
-
-        encode(source, source_lengths) -> state
-
-    source `[row, source]` or `[row, source, features]`; every state tensor but the caches, in their order, memories
-    with `max_source_positions` items along `source`.
-
-    A model that generates and has `ModelSpec.embedding` also makes a vector of a sequence of its items:
-
-        embed(items, lengths) -> embedding `[row, size]`
-
-    Where `mixes` is True there is also the mixed step, which reads the weights once for one item of each of some rows
-    and a chunk of a prompt of one row more, and gives the same numbers as two calls of `forward`:
-
-        forward_mixed(items, state, chunk, chunk_state) -> (hidden, new_state, new_chunk_state)
-
-    items `[row, 1, ...]`, chunk `[1, time, ...]`, hidden `[row + 1, width]`: of each row's item and the chunk's last.
-
-    Where the plugin `inspects` a configuration, the module shows what goes on in whole sequences, from the first state:
-
-        inspect(items, lengths) -> {name: tensor}
-
-    Attention weights `[row, head, query, key]`, 0 where a query may not see a key, or activations `[row, time, unit]`;
-    what lies beyond a row's length is undefined. Names are of the form `kind.layer`: `attention.0`, `forget_gate.1`.
+    The protocols in `statewise.modules` give their arguments and shapes; `build_module` refuses a module that lacks
+    one.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type[PluginConfig]]
     mixes: ClassVar[bool] = False
-    """Whether the module has a mixed step: worth while where a step is bound by reading the weights."""
+    """Whether the module is a `MixedStep`: worth while where a step is bound by reading the weights."""
 
     @abstractmethod
     def spec(self, config: ConfigT) -> ModelSpec:
@@ -138,7 +111,7 @@ class SequencePlugin(ABC, Generic[ConfigT]):
         """The step function, with freshly initialised weights."""
 
     def inspects(self, config: ConfigT) -> bool:
-        """Whether the module of this configuration has an `inspect`, for `statewise export --inspect`."""
+        """Whether the module of this configuration `Inspects`, for `statewise export --inspect`."""
         return False
 
     @abstractmethod
@@ -206,3 +179,27 @@ def load_plugin(name: str) -> SequencePlugin[Any]:
     if not isinstance(plugin, SequencePlugin):
         raise ConfigError(f"plugin {name!r} ({entries[name].value}) is no SequencePlugin")
     return plugin
+
+
+def build_module(plugin: SequencePlugin[Any], config: PluginConfig) -> torch.nn.Module:
+    """Build the module of a configuration, with freshly initialised weights.
+
+    Raises ConfigError for a method that the plugin promises and the module lacks.
+    """
+    module, spec = plugin.build(config), plugin.spec(config)
+    name = type(module).__name__
+    promises = (
+        (StepModule, "every module has it", True),
+        (Encodes, "its ModelSpec has a source", spec.source is not None),
+        (Embeds, "its ModelSpec has an embedding", spec.embedding is not None),
+        (MixedStep, "it says mixes = True", plugin.mixes),
+        (Inspects, "its inspects(config) is True", plugin.inspects(config)),
+    )
+    for protocol, reason, is_promised in promises:
+        missing = missing_methods(module, protocol) if is_promised else []
+        if missing:
+            raise ConfigError(
+                f"plugin {plugin.name!r}: its module {name} has no method `{missing[0]}`, but {reason}; "
+                f"see statewise.modules.{protocol.__name__}"
+            )
+    return module

@@ -93,3 +93,8 @@ def test_client_needs_neither_torch_nor_onnxruntime() -> None:
 def test_plugins_need_no_grpc() -> None:
     """The plugin API is there without a client."""
     assert imported("from statewise import SequencePlugin", "grpc", "torch", "pydantic") == ["pydantic"]
+
+
+def test_the_protocols_of_modules_need_no_torch() -> None:
+    """A plugin's module is described to type checkers alone."""
+    assert imported("import statewise.modules", "torch", "numpy", "pydantic") == []

@@ -30,6 +30,7 @@ from statewise.model.graph_io import (
     whole_inputs,
 )
 from statewise.model.spec import InputSpec, ModelSpec, TokenInput
+from statewise.modules import Embeds, Encodes, Inspects, MixedStep, StepModule, require
 from statewise_export.trace.traced_modules import (
     Answer,
     Embedding,
@@ -74,7 +75,7 @@ def trace_step(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     state = zero_state(spec, _TRACE_ROWS, _TRACE_POSITIONS)
     example = (*_example_rows(spec), state)
     sizes = ({0: row, 1: time}, {0: row}, _state_sizes(spec, {"row": row, "position": torch.export.Dim("position")}))
-    return _trace(LastOutput(module, spec), example, sizes, model_io(spec))
+    return _trace(LastOutput(require(module, StepModule), spec), example, sizes, model_io(spec))
 
 
 def trace_encode(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
@@ -88,7 +89,9 @@ def trace_encode(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     row = torch.export.Dim("row")
     # A size of 1 is taken for a constant, and is one only here.
     time = {} if longest == 1 else {1: torch.export.Dim("time", max=longest)}
-    return _trace(FirstState(module), example, ({0: row} | time, {0: row}), encode_io(spec), has_output=False)
+    return _trace(
+        FirstState(require(module, Encodes)), example, ({0: row} | time, {0: row}), encode_io(spec), has_output=False
+    )
 
 
 def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
@@ -107,23 +110,25 @@ def trace_mixed(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
         {1: time},
         _state_sizes(spec, {"position": position}),
     )
-    return _trace(MixedOutput(module, spec), example, sizes, mixed_io(spec))
+    return _trace(MixedOutput(require(module, MixedStep), spec), example, sizes, mixed_io(spec))
 
 
 def trace_prediction(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace what the model says of whole sequences, with dynamic rows and time."""
-    return _trace_whole(Embedding(module) if spec.generates else Answer(module), spec, predict_io(spec))
+    if spec.generates:
+        return _trace_whole(Embedding(require(module, Embeds)), spec, predict_io(spec))
+    return _trace_whole(Answer(require(module, StepModule)), spec, predict_io(spec))
 
 
 def trace_next_outputs(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace the outputs that predict every item of whole sequences but the first, `[row, time - 1, size]`."""
     outputs = GraphTensor(OUTPUT, "float32", ("row", "previous", spec.head.output_size))
-    return _trace_whole(NextOutputs(module, spec), spec, GraphIO(whole_inputs(spec), (outputs,)))
+    return _trace_whole(NextOutputs(require(module, StepModule), spec), spec, GraphIO(whole_inputs(spec), (outputs,)))
 
 
 def trace_inspection(module: torch.nn.Module, spec: ModelSpec) -> TracedStep:
     """Trace what the module shows of whole sequences, with dynamic rows and time. Raises as `shown_shapes`."""
-    return _trace_whole(Shown(module), spec, inspect_io(spec, shown_shapes(module, spec)))
+    return _trace_whole(Shown(require(module, Inspects)), spec, inspect_io(spec, shown_shapes(module, spec)))
 
 
 def shown_shapes(module: torch.nn.Module, spec: ModelSpec) -> dict[str, tuple[str | int, ...]]:
@@ -132,7 +137,7 @@ def shown_shapes(module: torch.nn.Module, spec: ModelSpec) -> dict[str, tuple[st
     Raises ConfigError where that is something else than the plugin API says.
     """
     with torch.inference_mode():
-        shown = module.eval().inspect(*_example_rows(spec))  # type: ignore[operator] # plugin API
+        shown = require(module.eval(), Inspects).inspect(*_example_rows(spec))
     if not shown:
         raise ConfigError("`inspect` of the module shows nothing; let the plugin's `inspects` say so")
     return {name: _shown_shape(name, tensor) for name, tensor in shown.items()}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from statewise.model.spec import ModelSpec
+from statewise.modules import Embeds, Encodes, Inspects, MixedStep, StepModule
 from statewise_training.families.shared.state import zero_state
 
 State = tuple[Tensor, ...]
@@ -17,7 +18,7 @@ class LastOutput(torch.nn.Module):
     Memories, which come out as they went in, are left out of the new state.
     """
 
-    def __init__(self, module: torch.nn.Module, spec: ModelSpec) -> None:
+    def __init__(self, module: StepModule, spec: ModelSpec) -> None:
         super().__init__()
         self.module = module
         self.spec = spec
@@ -25,33 +26,33 @@ class LastOutput(torch.nn.Module):
     def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         hidden, new_state = self.module(items, lengths, state)
         index = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[2])
-        output = self.module.head(hidden.gather(1, index).squeeze(1))  # type: ignore[operator] # plugin API
+        output = self.module.head(hidden.gather(1, index).squeeze(1))
         return output, _without_memories(new_state, self.spec)
 
 
 class MixedOutput(torch.nn.Module):
     """The mixed step with its head, and without memories."""
 
-    def __init__(self, module: torch.nn.Module, spec: ModelSpec) -> None:
+    def __init__(self, module: MixedStep, spec: ModelSpec) -> None:
         super().__init__()
         self.module = module
         self.spec = spec
 
     def forward(self, items: Tensor, state: State, chunk: Tensor, chunk_state: State) -> tuple[Tensor, State, State]:
-        hidden, *states = self.module.forward_mixed(items, state, chunk, chunk_state)  # type: ignore[operator] # plugin API
+        hidden, *states = self.module.forward_mixed(items, state, chunk, chunk_state)
         new_state, new_chunk_state = (_without_memories(new, self.spec) for new in states)
-        return self.module.head(hidden), new_state, new_chunk_state  # type: ignore[operator] # plugin API
+        return self.module.head(hidden), new_state, new_chunk_state
 
 
 class FirstState(torch.nn.Module):
     """What is made of a source, as new tensors: an output of a graph cannot be its input."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: Encodes) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, source: Tensor, source_lengths: Tensor) -> State:
-        return tuple(part.clone() for part in self.module.encode(source, source_lengths))  # type: ignore[operator] # plugin API
+        return tuple(part.clone() for part in self.module.encode(source, source_lengths))
 
 
 def _without_memories(state: State, spec: ModelSpec) -> State:
@@ -61,31 +62,29 @@ def _without_memories(state: State, spec: ModelSpec) -> State:
 class Answer(torch.nn.Module):
     """Whole sequences to what a model without state says of them."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: StepModule) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
-        answer: Tensor = self.module.head(self.module(items, lengths, ())[0])  # type: ignore[operator] # plugin API
-        return answer
+        return self.module.head(self.module(items, lengths, ())[0])
 
 
 class Embedding(torch.nn.Module):
     """Whole sequences to the vector that a generating model makes of them."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: Embeds) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
-        embedding: Tensor = self.module.embed(items, lengths)  # type: ignore[operator] # plugin API
-        return embedding
+        return self.module.embed(items, lengths)
 
 
 class NextOutputs(torch.nn.Module):
     """Whole sequences to the outputs that foretell every item but the first, `[row, time - 1, size]`."""
 
-    def __init__(self, module: torch.nn.Module, spec: ModelSpec) -> None:
+    def __init__(self, module: StepModule, spec: ModelSpec) -> None:
         super().__init__()
         self.module = module
         self.spec = spec
@@ -95,16 +94,15 @@ class NextOutputs(torch.nn.Module):
         hidden, _ = self.module(items, lengths, state)
         # Row by row, as in a step: the head's matrix is traced in the same layout, and so is stored once.
         rows = hidden[:, :-1].flatten(0, 1)
-        outputs: Tensor = self.module.head(rows)  # type: ignore[operator] # plugin API
-        return outputs.reshape(items.shape[0], items.shape[1] - 1, -1)
+        return self.module.head(rows).reshape(items.shape[0], items.shape[1] - 1, -1)
 
 
 class Shown(torch.nn.Module):
     """Whole sequences to what the module shows of them."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: Inspects) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, items: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.module.inspect(items, lengths).values())  # type: ignore[operator] # plugin API
+        return tuple(self.module.inspect(items, lengths).values())

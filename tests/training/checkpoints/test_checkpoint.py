@@ -218,3 +218,13 @@ def test_a_lost_tokenizer_is_named(tmp_path: Path) -> None:
     tokenizer.unlink()
 
     assert "tokenizer.json: missing" in error(tmp_path)
+
+
+def test_a_module_without_a_method_that_its_plugin_promises_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin and the method are named when the checkpoint is loaded, before anything is traced."""
+    write(tmp_path)
+    monkeypatch.setattr(type(load_plugin("lstm")), "mixes", True)
+
+    assert error(tmp_path).startswith("plugin 'lstm': its module RecurrentModule has no method `forward_mixed`")

@@ -13,6 +13,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from statewise.plugins import load_plugin
 from statewise_training.checkpoints.checkpoint import load_checkpoint
 from statewise_training.data.dataset import prepare
 from statewise_training.run.evaluation import held_out_loss
@@ -214,3 +215,14 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     config.folder.touch()
 
     assert f"output: {config.folder}" in error(config)
+
+
+def test_a_module_without_a_method_that_its_plugin_promises_is_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin and the method are named before the first step, not when the trained model is exported."""
+    monkeypatch.setattr(type(load_plugin("gru")), "mixes", True)
+
+    message = error(small_config(tmp_path))
+
+    assert message.startswith("plugin 'gru': its module RecurrentModule has no method `forward_mixed`")

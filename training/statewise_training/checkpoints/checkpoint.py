@@ -25,7 +25,7 @@ from statewise.bundles.reader import hash_file
 from statewise.errors import ConfigError, NotFoundError
 from statewise.files import atomic_file, write_atomically
 from statewise.model.spec import Strict
-from statewise.plugins import PluginConfig, SequencePlugin, load_plugin
+from statewise.plugins import PluginConfig, SequencePlugin, build_module, load_plugin
 from statewise.versions import installed_versions
 from statewise_training.checkpoints.held_out import Items, Pair, read_items, read_pairs, to_tensors
 from statewise_training.checkpoints.weights import load_weights, read_weights, save_weights
@@ -163,8 +163,8 @@ def _copy(source: Path, target: Path) -> None:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Load the model in a folder that training, or `save_checkpoint`, has written.
 
-    Raises ConfigError for a folder or file that is missing, damaged or not what `checkpoint.json` says, and
-    for weights that do not fit the plugin's module or are not finite.
+    Raises ConfigError for a folder or file that is missing, damaged or not what `checkpoint.json` says, for a module
+    without a method that its plugin promises, and for weights that do not fit it or are not finite.
     """
     record = _read_record(folder)
     try:
@@ -176,7 +176,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise ConfigError(
             f"{folder / CHECKPOINT_FILE}: config of plugin {record.plugin!r}: {describe(error)}"
         ) from error
-    module = plugin.build(config)
+    module = build_module(plugin, config)
     load_weights(module, read_weights(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
     _check_hashes(folder, record)
     return Checkpoint(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from statewise.model.spec import HeadSpec, MixtureHead, ModelSpec, ValueHead
+from statewise.modules import StepModule, require
 from statewise.rules import mixture, sampling
 from statewise.rules.sampling import SamplingParams
 from statewise_training.families.shared.state import encoded_state, zero_state
@@ -26,6 +27,7 @@ class ReferenceDecoder:
 
     def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
         self.module = module.eval()
+        self.step = require(self.module, StepModule)
         self.spec = spec
 
     @torch.inference_mode()
@@ -35,8 +37,8 @@ class ReferenceDecoder:
         `sources`: of each row, `[source]` or `[source, features]`, where the model has one.
         """
         items, lengths = _pad(rows)
-        hidden, _ = self.module(items, lengths, self._first_state(len(rows), items.shape[1], sources))
-        output = self.module.head(hidden).numpy()
+        hidden, _ = self.step(items, lengths, self._first_state(len(rows), items.shape[1], sources))
+        output = self.step.head(hidden).numpy()
         return [output[row, : len(items)] for row, items in enumerate(rows)]
 
     @torch.inference_mode()
@@ -57,9 +59,9 @@ class ReferenceDecoder:
         chosen: list[list[NDArray[np.generic]]] = [[] for _ in prompts]
         seen: list[list[NDArray[np.float32]]] = [[] for _ in prompts]
         for position in range(num_items):
-            hidden, state = self.module(items, lengths, state)
+            hidden, state = self.step(items, lengths, state)
             last = hidden[torch.arange(len(prompts)), lengths - 1]
-            for row, output in enumerate(self.module.head(last).numpy()):
+            for row, output in enumerate(self.step.head(last).numpy()):
                 seen[row].append(output)
                 drawn_with = noise[row][position]
                 item = next_item(self.spec.head, output, params[row], prompts[row], chosen[row], drawn_with)

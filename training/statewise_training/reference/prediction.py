@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from statewise.model.spec import MixtureHead
+from statewise.modules import Embeds, Inspects, require
 from statewise.rules.mixture import log_density
 from statewise.rules.sampling import log_softmax
 from statewise_training.reference.decoding import ReferenceDecoder
@@ -26,18 +27,18 @@ class ReferencePredictor:
     @torch.inference_mode()
     def predict(self, row: Array) -> NDArray[np.float32]:
         """What the model says of a sequence: `[size]`, or `[time, labels]` where every item has a label."""
-        module, items = self._decoder.module, torch.from_numpy(np.array(row))[None]
-        lengths = torch.tensor([len(row)])
+        step, items, lengths = self._decoder.step, torch.from_numpy(np.array(row))[None], torch.tensor([len(row)])
         if self.spec.generates:
-            answer: torch.Tensor = module.embed(items, lengths)
+            answer = require(step, Embeds).embed(items, lengths)
         else:
-            answer = module.head(module(items, lengths, ())[0])
+            answer = step.head(step(items, lengths, ())[0])
         return answer[0].numpy()
 
     @torch.inference_mode()
     def inspect(self, row: Array) -> dict[str, NDArray[np.float32]]:
         """What the model shows of a sequence by name, `[head, query, key]` or `[time, unit]`."""
-        shown = self._decoder.module.inspect(torch.from_numpy(np.array(row))[None], torch.tensor([len(row)]))
+        module, items = require(self._decoder.step, Inspects), torch.from_numpy(np.array(row))[None]
+        shown = module.inspect(items, torch.tensor([len(row)]))
         return {name: tensor[0].numpy() for name, tensor in shown.items()}
 
     def outputs(self, row: Array) -> NDArray[np.float32]:

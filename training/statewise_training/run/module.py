@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from statewise.errors import ConfigError, DivergedError
 from statewise.model.spec import ModelSpec
+from statewise.modules import Embeds, require
 from statewise.plugins import PluginConfig, SequencePlugin
 from statewise_training.config import ScheduleConfig, TrainConfig
 from statewise_training.data.chunks import Batch
@@ -56,7 +57,7 @@ def _source(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """The batch's sources and their lengths; where the data has none, what an autoencoder makes of the items."""
     if batch.source is not None:
         return batch.source, batch.source_lengths
-    return module.embed(batch.items, batch.lengths)[:, None], torch.ones_like(batch.lengths)
+    return require(module, Embeds).embed(batch.items, batch.lengths)[:, None], torch.ones_like(batch.lengths)
 
 
 def _cast(items: Tensor, dtype: torch.dtype) -> Tensor:

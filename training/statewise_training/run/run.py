@@ -17,7 +17,7 @@ from torch import nn
 
 from statewise.errors import ConfigError, NotFoundError
 from statewise.model.spec import ModelSpec
-from statewise.plugins import DataSpec, PluginConfig, SequencePlugin, available_plugins, load_plugin
+from statewise.plugins import DataSpec, PluginConfig, SequencePlugin, available_plugins, build_module, load_plugin
 from statewise_training.checkpoints.weights import load_weights, read_weights, rename
 from statewise_training.config import TrainConfig
 from statewise_training.config_file import validate
@@ -96,7 +96,7 @@ def _fit(config: TrainConfig, run: RunFolder, console: Console, *, from_scratch:
     dataset = prepare(config)
     settings = plugin_settings(plugin, config, dataset)
     torch.manual_seed(config.trainer.seed)
-    model = plugin.build(settings)
+    model = build_module(plugin, settings)
     _announce(config, dataset, model, console)
     kept = _fit_in_closed_form(plugin, config, settings, dataset, model)
     if kept is not None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from statewise.model.spec import ModelSpec
+from statewise.modules import Encodes, require
 
 
 def zero_state(
@@ -33,7 +34,7 @@ def encoded_state(
 
     source `[row, source]` or `[row, source, features]`, source_lengths `[row]`.
     """
-    made = iter(module.encode(source, source_lengths))
+    made = iter(require(module, Encodes).encode(source, source_lengths))
     dtype = next(module.parameters()).dtype
     zeros = zero_state(spec, len(source), num_positions, dtype=dtype, device=source.device)
     return tuple(empty if state.kind == "cache" else next(made) for state, empty in zip(spec.state, zeros, strict=True))
