@@ -1,9 +1,8 @@
-"""Checkpoints: a folder with a model's weights, tokenizer and description; from training, or of one's own.
+"""Checkpoints: folders with a model's weights, tokenizer and description, from training or from own code.
 
     save_checkpoint(Path("mine"), name="mine", plugin_name="lstm", config=config, module=module)
 
-`checkpoint.json` is written last and holds the hashes of the other files, so half a folder is told from a
-whole one.
+`checkpoint.json` is written last and holds the hashes of the other files, so an incomplete folder is detected.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ HELD_OUT_FILE = "heldout.safetensors"
 
 
 class CheckpointRecord(Strict):
-    """`checkpoint.json`."""
+    """Record in `checkpoint.json`."""
 
     schema_version: Literal[2] = 2
     name: ModelName
@@ -54,7 +53,7 @@ class CheckpointRecord(Strict):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that was trained, ready to run: evaluation mode, no gradients, on the CPU."""
+    """A trained model, ready to run: in evaluation mode, without gradients, on the CPU."""
 
     name: str
     plugin: SequencePlugin[Any]
@@ -64,13 +63,13 @@ class Checkpoint:
     tokenizer_file: Path | None
     folder: Path
     files: tuple[str, ...]
-    """Those that `checkpoint.json` lists."""
+    """Hashes of the files that `checkpoint.json` lists."""
     standardization: Standardization | None = None
 
     def held_out(self) -> Items | None:
-        """Items that training has not seen, `[time]` or `[time, features]`, unstandardised; None where none were kept.
+        """Items that training has not seen, `[time]` or `[time, features]`, unstandardised; None if there are none.
 
-        Raises ConfigError where they are not what the model reads.
+        Raises ConfigError where they do not fit the model.
         """
         spec = self.plugin.spec(self.config)
         if HELD_OUT_FILE not in self.files or spec.source is not None:
@@ -78,10 +77,10 @@ class Checkpoint:
         return read_items(self.folder / HELD_OUT_FILE, spec)
 
     def held_out_pairs(self) -> list[Pair] | None:
-        """Pairs of source and target that training has not seen; None where none were kept.
+        """Pairs of source and target that training has not seen; None if there are none.
 
-        An autoencoder makes its sources of its own items, so there are none of it.
-        Raises ConfigError where they are not what the model reads.
+        An autoencoder has none, as it makes its sources from its own items.
+        Raises ConfigError where they do not fit the model.
         """
         spec = self.plugin.spec(self.config)
         if HELD_OUT_FILE not in self.files or spec.source is None or spec.embedding is not None:
@@ -89,9 +88,9 @@ class Checkpoint:
         return read_pairs(self.folder / HELD_OUT_FILE, spec)
 
     def in_raw_units(self) -> nn.Module:
-        """The module as it is served: it reads and gives the series as it was before standardisation.
+        """Return the module as served: it reads and predicts the series in its own units.
 
-        Raises ConfigError where the standardisation is not one number per feature of the model.
+        Raises ConfigError where the standardisation does not have one number per feature of the model.
         """
         if self.standardization is None:
             return self.module
@@ -121,12 +120,12 @@ def save_checkpoint(
     standardization: Standardization | None = None,
     held_out: Items | Sequence[Pair] | None = None,
 ) -> None:
-    """Write a model to a folder, which is made if need be; other files in it stay.
+    """Write a model to a folder, creating it if necessary; other files in it stay.
 
     `held_out`: items `[time]` or `[time, features]`, or pairs, that the model was not trained on, not standardised; the
-    first of them are kept, and `statewise export` measures on them what quantization costs. The tokens around a text
-    that an encoder reads (`special_tokens.surround`) are those that the tokenizer adds, unless they are given.
-    Raises ConfigError for a name that no model can have, and for special tokens that cannot be used.
+    checkpoint keeps the first of them, and `statewise export` measures the cost of quantization on them. The tokens
+    around an encoder's text (`special_tokens.surround`), unless given, are taken from the tokenizer.
+    Raises ConfigError for an invalid model name, and for special tokens that cannot be used.
     """
     special_tokens = with_surround(special_tokens, load_plugin(plugin_name).spec(config), tokenizer_file)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,9 +160,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Load the model in a folder that training, or `save_checkpoint`, has written.
+    """Load the model in a folder written by training or `save_checkpoint`.
 
-    Raises ConfigError for a folder or file that is missing, damaged or not what `checkpoint.json` says, and
+    Raises ConfigError for a folder or file that is missing, damaged or differs from `checkpoint.json`, and
     for weights that do not fit the plugin's module or are not finite.
     """
     record = _read_record(folder)

@@ -1,4 +1,4 @@
-"""The reference for what is said of whole sequences: PyTorch, eager, one sequence at a time, without padding."""
+"""The reference for predictions over whole sequences: eager PyTorch, one sequence at a time, without padding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 class ReferencePredictor:
-    """Answers as the graphs `predict`, `score` and `inspect` do."""
+    """Reference implementation of the graphs `predict`, `score` and `inspect`."""
 
     def __init__(self, decoder: ReferenceDecoder) -> None:
         self.spec = decoder.spec
@@ -25,7 +25,7 @@ class ReferencePredictor:
 
     @torch.inference_mode()
     def predict(self, row: Array) -> NDArray[np.float32]:
-        """What the model says of a sequence: `[size]`, or `[time, labels]` where every item has a label."""
+        """Prediction for a sequence: `[size]`, or `[time, labels]` where every item has a label."""
         module, items = self._decoder.module, torch.from_numpy(np.array(row))[None]
         lengths = torch.tensor([len(row)])
         if self.spec.generates:
@@ -36,7 +36,7 @@ class ReferencePredictor:
 
     @torch.inference_mode()
     def inspect(self, row: Array) -> dict[str, NDArray[np.float32]]:
-        """What the model shows of a sequence by name, `[head, query, key]` or `[time, unit]`."""
+        """Inspected tensors of a sequence by name, `[head, query, key]` or `[time, unit]`."""
         shown = self._decoder.module.inspect(torch.from_numpy(np.array(row))[None], torch.tensor([len(row)]))
         return {name: tensor[0].numpy() for name, tensor in shown.items()}
 
@@ -49,7 +49,7 @@ class ReferencePredictor:
         return self.log_probabilities(self.outputs(row), row)
 
     def log_probabilities(self, outputs: NDArray[np.float32], row: Array) -> NDArray[np.float32]:
-        """Of each item but the first, `[time - 1]`, by the outputs `[time, size]` at those before it."""
+        """Log-probability of each item but the first, `[time - 1]`, from the outputs `[time, size]` before it."""
         if isinstance(self.spec.head, MixtureHead):
             return np.asarray(log_density(outputs[:-1], row[1:], self.spec.head), np.float32)
         every = log_softmax(outputs[:-1].astype(np.float64))
