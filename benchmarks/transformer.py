@@ -30,9 +30,7 @@ INT4 = "cpu-int4"
 def run(
     variant: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Variant to measure, exported where the bundle lacks it; all of them by default; repeatable."
-        ),
+        typer.Option(help="Variant to measure, exported if missing; all of the bundle's by default; repeatable."),
     ] = None,
     workload: Annotated[
         list[str] | None,
