@@ -1,4 +1,4 @@
-"""What the Transformer benchmark is meant to reach, as ratios within one run."""
+"""Goals of the Transformer benchmark, as ratios within one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.contenders.turns import Figures
 
 @dataclass(frozen=True)
 class Goal:
-    """One contender is to be at least so many times as fast as another in a workload."""
+    """Minimum speed of one contender relative to another in a workload."""
 
     text: str
     workload: str
@@ -19,7 +19,7 @@ class Goal:
     at_least: float
 
     def row(self, figures: Mapping[str, Figures]) -> list[str] | None:
-        """Text, goal, what came out, and whether that is enough; None where one of the two was not measured."""
+        """Return description, goal, result and verdict; None if one of the two was not measured."""
         found = figures.get(self.workload)
         rate, base = (found.rate(self.contender), found.rate(self.base)) if found else (None, None)
         if rate is None or base is None:

@@ -1,4 +1,4 @@
-"""Gaps between the tokens of running streams while a long prompt arrives, read in chunks and whole."""
+"""Gaps between the tokens of running streams while a long prompt is read, in chunks or whole."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ NUM_THREADS = 2
 
 @dataclass(frozen=True)
 class Scene:
-    """Streams that decode, and the prompts that arrive one after the other while they do."""
+    """Scene of a measurement: decoding streams, and long prompts that arrive one after the other."""
 
     num_streams: int = 15
     prompt_length: int = 32
     long_prompt_length: int = 400
     num_arrivals: int = 8
     tokens_between: int = 32
-    """Tokens that each stream makes between two arrivals."""
+    """Tokens per stream between two arrivals."""
 
 
 @dataclass(eq=False)
 class Clock:
-    """A channel that notes when each delta came."""
+    """Channel that records the arrival time of each delta."""
 
     times: dict[Stream, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """One time per token."""
+    """Times per stream, one per token."""
     error: StatewiseError | None = None
     news: threading.Condition = field(default_factory=threading.Condition)
 
     def deliver(self, news: list[tuple[Stream, Delta]]) -> None:
-        """Note the time of a step's tokens."""
+        """Record the time of a step's tokens."""
         now = time.perf_counter()
         with self.news:
             for stream, delta in news:
@@ -54,7 +54,7 @@ class Clock:
             self.news.notify_all()
 
     def wait(self, stream: Stream, num_tokens: int) -> None:
-        """Wait until a stream has so many tokens; raises where any stream has failed."""
+        """Wait until a stream has this many tokens; raises if any stream has failed."""
         with self.news:
             self.news.wait_for(lambda: self.error or len(self.times[stream]) >= num_tokens)
         if self.error is not None:
@@ -66,15 +66,15 @@ class Gaps:
     """Seconds between the tokens of running streams."""
 
     quiet: NDArray[np.float64]
-    """While no prompt was read."""
+    """Gaps while no prompt was read."""
     arriving: NDArray[np.float64]
-    """While one was."""
+    """Gaps while a prompt was read."""
     first_token: NDArray[np.float64]
-    """From the arrival of each long prompt to its first token."""
+    """Time from the arrival of each long prompt to its first token."""
 
 
 def measure(bundle: Bundle, variant: str, settings: EngineSettings, scene: Scene = Scene()) -> Gaps:
-    """Let the scene happen once."""
+    """Run the scene once."""
     engine = Engine.load(bundle, variant, settings)
     engine.start()
     try:
@@ -103,7 +103,7 @@ def add(report: Report, bundle: Bundle, variant: str, scene: Scene = Scene()) ->
 
 
 def summary(gaps: Gaps) -> dict[str, float]:
-    """Milliseconds by the figure's name."""
+    """Return the figures in milliseconds, by name."""
     both = np.concatenate([gaps.quiet, gaps.arriving])
     figures = {
         "p50": np.percentile(both, 50),
@@ -139,7 +139,7 @@ def _play(engine: Engine, size: int, scene: Scene) -> Gaps:
 
 
 def _gaps(streams: list[NDArray[np.float64]], arrivals: list[tuple[float, float]], started: float) -> Gaps:
-    """Split the gaps by whether a prompt was being read in them, from when all streams run."""
+    """Split the gaps by whether a prompt was being read, from the time when all streams run."""
     quiet, arriving = [], []
     for times in streams:
         for before, after in pairwise(times):

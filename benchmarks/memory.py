@@ -1,4 +1,4 @@
-"""Resident memory of an engine whose rows are all full, against its weights and its state.
+"""Resident memory of an engine with all rows full, against its weights and its state.
 
 python -m benchmarks.memory BUNDLE VARIANT MAX_ROWS    measures one variant, in a process of its own
 """
@@ -30,7 +30,7 @@ def add(report: Report, bundle: Bundle, variants: list[str], max_rows: int = MAX
 
 
 def measure(bundle: Bundle, variant: str, max_rows: int = MAX_ROWS) -> dict[str, float]:
-    """MiB by what they are for, from a fresh process."""
+    """Return MiB by use, from a fresh process."""
     command = [sys.executable, "-m", "benchmarks.memory", str(bundle.folder), variant, str(max_rows)]
     found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return found

@@ -1,4 +1,4 @@
-"""The models that are measured: random weights, exported and certified once, kept in `benchmarks/.models`."""
+"""Models for the benchmarks: random weights, exported and certified once, kept in `benchmarks/.models`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from statewise_training.checkpoints.checkpoint import Checkpoint
 
 HOME = Path(__file__).parent / ".models"
-"""One folder per model. In it a repository of that model alone, so that a server loads nothing else."""
+"""Folder with one subfolder per model, a repository of that model alone, so that a server loads nothing else."""
 REPOSITORY = "repository"
 HUGGING_FACE = "hugging-face"
 
@@ -38,12 +38,12 @@ class GPT2Shape:
 
     @property
     def num_weights_read(self) -> int:
-        """Weights that every token reads: four square matrices and two of feed-forward a layer, and the embedding."""
+        """Number of weights read per token: per layer four square and two feed-forward matrices, and the embedding."""
         return (12 * self.num_layers * self.hidden_size + self.vocabulary_size) * self.hidden_size
 
 
 def ensure_lstm(vocabulary_size: int, home: Path = HOME) -> Bundle:
-    """The 2-layer LSTM, hidden 512, with this vocabulary; made on the first call."""
+    """Return the 2-layer LSTM, hidden 512, with this vocabulary; made on the first call."""
     name = f"lstm-512x2-{vocabulary_size}"
     repository = home / name / REPOSITORY
     if not _is_there(repository, name):
@@ -52,7 +52,7 @@ def ensure_lstm(vocabulary_size: int, home: Path = HOME) -> Bundle:
 
 
 def ensure_gpt2(shape: GPT2Shape, variants: tuple[str, ...] = (), home: Path = HOME) -> Bundle:
-    """A bundle of that shape with at least these variants, export's default where none is named; made if need be."""
+    """Return a bundle of that shape with at least these variants (default: export's own), made on the first call."""
     repository = home / shape.name / REPOSITORY
     is_there = _is_there(repository, shape.name)
     if not is_there or not set(variants) <= set(open_newest(repository, shape.name).manifest.variants):
@@ -61,12 +61,12 @@ def ensure_gpt2(shape: GPT2Shape, variants: tuple[str, ...] = (), home: Path = H
 
 
 def open_newest(repository: Path, name: str) -> Bundle:
-    """The newest bundle of a model."""
+    """Open the newest bundle of a model."""
     return open_bundle(find_bundle(repository, name), check_hashes=False)
 
 
 def hugging_face_folder(bundle: Bundle) -> Path:
-    """The same weights as Hugging Face transformers writes them, which the peers convert."""
+    """Folder with the same weights in the format of Hugging Face transformers, which the peers convert."""
     return bundle.folder.parents[2] / HUGGING_FACE
 
 

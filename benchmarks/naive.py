@@ -1,9 +1,9 @@
-"""What state saves: one more token by reading the whole history again, against one more token from the state.
+"""Time saved by state: one more token by reading the whole history again, against one more token from the state.
 
     python -m benchmarks.naive [--family gru --positions 1024 --rounds 7]
 
-The naive model conditions on everything and carries nothing, so that every token costs more than the one before it, and
-a sequence of n tokens n^2 / 2 steps. Both columns are the same weights in PyTorch and give the same output.
+The naive loop carries no state, so every token costs more than the previous one, and a sequence of n tokens takes
+n^2 / 2 steps. Both columns use the same weights in PyTorch and give the same output.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 TOLERANCE = 1e-3
-"""Outputs of both ways differ by rounding alone."""
+"""Tolerance between the outputs of both ways, which differ only by rounding."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Time of one token, in milliseconds, and what the sequence up to it has taken to make."""
+    """Time of one token, in milliseconds, and of the whole sequence up to it."""
 
     position: int
-    """Items before the new one."""
+    """Number of items before the new one."""
     naive: float
     state: float
     naive_total: float = 0.0
@@ -50,8 +50,8 @@ class Point:
 
 
 def run(
-    family: Annotated[list[str], typer.Option(help=f"Of {', '.join(FAMILIES)}.")] = ["gru", "transformer"],  # noqa: B006 - Typer's way
-    positions: Annotated[int, typer.Option(min=2, help="The longest history; shorter ones are its halves.")] = 1024,
+    family: Annotated[list[str], typer.Option(help=f"Families, of {', '.join(FAMILIES)}.")] = ["gru", "transformer"],  # noqa: B006 - Typer's way
+    positions: Annotated[int, typer.Option(min=2, help="Longest history; shorter ones are its halves.")] = 1024,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each, taking turns; the median counts.")] = 7,
     output: Annotated[Path, typer.Option(help="Folder for naive.json and naive.png.")] = Path("benchmarks"),
 ) -> None:
@@ -97,7 +97,7 @@ def _halves(longest: int) -> list[int]:
 
 
 def _point(module: nn.Module, spec: Any, items: Tensor, rounds: int) -> Point:
-    """The last of the items, with all before it and with the state that these have left."""
+    """Measure the last item, with the whole history and with the state after it."""
     import torch
 
     from statewise_training.families.shared.state import zero_state
@@ -117,7 +117,7 @@ def _point(module: nn.Module, spec: Any, items: Tensor, rounds: int) -> Point:
 
 
 def _milliseconds(way: Callable[[], object]) -> float:
-    """Time of one call, the mean of as many as make it measurable."""
+    """Time of one call, as the mean of enough calls to be measurable."""
     started, calls = time.perf_counter(), 0
     while time.perf_counter() - started < 0.02:
         way()
@@ -126,7 +126,7 @@ def _milliseconds(way: Callable[[], object]) -> float:
 
 
 def _add_totals(points: list[Point]) -> list[Point]:
-    """Each point with the time of all tokens up to it: between two points the time of a token is a straight line."""
+    """Add to each point the time of all tokens up to it, interpolating linearly between points."""
     totals, before, done = [0.0, 0.0], (points[0].naive, points[0].state), 0
     summed = []
     for point in points:

@@ -1,4 +1,4 @@
-"""Which operators a decode step spends its time in, by ONNX Runtime's own profiler.
+"""Time of a decode step by operator, from ONNX Runtime's own profiler.
 
 python -m benchmarks.operators [--variant cpu-int8 --rows 16 --filled 96]
 """
@@ -30,27 +30,27 @@ from statewise_server.runtime.steps.runner import Runner
 
 NUM_THREADS = 2
 LEAST_SHARE = 0.005
-"""Operators below it are added up in one line."""
+"""Share below which operators are summed in one line."""
 
 Event = dict[str, Any]
 
 
 def run(
-    variant: Annotated[str, typer.Option(help="Of the bundle; exported where the benchmark's own model lacks it.")] = (
-        "cpu-float32"
-    ),
+    variant: Annotated[
+        str, typer.Option(help="Variant of the bundle; exported where the benchmark's own model lacks it.")
+    ] = ("cpu-float32"),
     rows: Annotated[int, typer.Option(min=1, help="Streams that decode together.")] = 16,
-    filled: Annotated[int, typer.Option(min=1, help="Items that each of them has seen.")] = 96,
-    steps: Annotated[int, typer.Option(min=1, help="Decode steps that are counted.")] = 20,
+    filled: Annotated[int, typer.Option(min=1, help="Items that each stream has seen.")] = 96,
+    steps: Annotated[int, typer.Option(min=1, help="Decode steps measured.")] = 20,
     repository: Annotated[Path | None, typer.Option(help="A repository with another model.", exists=True)] = None,
-    model: Annotated[str, typer.Option(help="Which model of `--repository`.")] = "",
-    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON; Markdown lies beside it.")] = Path(
+    model: Annotated[str, typer.Option(help="Name of the model in `--repository`.")] = "",
+    output: Annotated[Path, typer.Option(help="File for the figures as JSON; Markdown beside it.")] = Path(
         "benchmarks/results-operators.json"
     ),
 ) -> None:
-    """Show where a decode step's time goes, of a decoder of GPT-2's shape unless another model is named.
+    """Show the time of a decode step by operator, for a decoder of GPT-2's shape unless another model is named.
 
-    The profiler adds some microseconds to every operator: the step without it is given beside the sum.
+    The profiler adds some microseconds to every operator: the table also gives the step's time without it.
     """
     try:
         bundle = open_newest(repository, model) if repository else ensure_gpt2(GPT2Shape(), (variant,))
@@ -69,7 +69,7 @@ def run(
 def decode(
     bundle: Bundle, variant: str, num_rows: int, num_filled: int, num_steps: int, profile: Path | None = None
 ) -> list[float]:
-    """Seconds of each decode step, after one that warms up; the profile's file begins with that path."""
+    """Seconds of each decode step, after one warm-up step; `profile` is the prefix of the profile's file."""
     files, spec = bundle.variant(variant), bundle.spec(variant)
     session = create_session(bundle.path(files.step), intra_op_threads=NUM_THREADS, profile=profile)
     capacity = capacity_for(num_filled + num_steps + 1, spec.max_positions) if spec.max_positions else 0
@@ -96,13 +96,13 @@ def _items(reads: InputSpec, num_rows: int, num_items: int) -> NDArray[Any]:
 
 
 def by_operator(events: Iterable[Event], num_steps: int) -> dict[str, tuple[int, float]]:
-    """Calls and milliseconds of each operator in the last runs; what runs inside an `If` or a `Loop` counts as that."""
+    """Calls and milliseconds of each operator in the last runs; an `If` or `Loop` includes its subgraphs."""
     events = list(events)
     runs = [event for event in events if event["name"] == "model_run"][-num_steps:]
     nodes = [event for event in events if event["name"].endswith("_kernel_time") and event["ts"] >= runs[0]["ts"]]
     totals: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
     end_of_outer = 0
-    # An operator with graphs inside begins before these, and is recorded after them.
+    # An operator with subgraphs begins before its subgraphs' operators, and is recorded after them.
     for node in sorted(nodes, key=lambda node: (node["ts"], -node["dur"])):
         if node["ts"] < end_of_outer:
             continue
@@ -115,7 +115,7 @@ def by_operator(events: Iterable[Event], num_steps: int) -> dict[str, tuple[int,
 
 
 def add_table(report: Report, totals: dict[str, tuple[int, float]], seconds: float, num_steps: int) -> None:
-    """The operators, the costliest first."""
+    """Add a table of the operators, the costliest first."""
     everything = sum(milliseconds for _, milliseconds in totals.values())
     shown = {name: entry for name, entry in totals.items() if entry[1] >= LEAST_SHARE * everything}
     rest = [entry for name, entry in totals.items() if name not in shown]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.recurrent [--vocabulary 256 --streams 64 --rounds 5]
 
-All contenders of a model are alive at once and take turns, so that a slow minute of the machine falls on all of them.
+All contenders of a model are alive at once and take turns, so that a slow minute of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def run(
     streams: Annotated[list[int], typer.Option(help="Numbers of concurrent streams.")] = [1, 16, 64],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each; the median counts.")] = 3,
     contender: Annotated[
-        list[str] | None, typer.Option(help=f"Who takes part, of: {', '.join(MODULES)}; all by default.")
+        list[str] | None, typer.Option(help=f"Contenders, of: {', '.join(MODULES)}; all by default.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON; Markdown lies beside it.")] = Path(
+    output: Annotated[Path, typer.Option(help="File for the figures as JSON; Markdown beside it.")] = Path(
         "benchmarks/results-recurrent.json"
     ),
 ) -> None:
     """Measure a 2-layer LSTM, hidden 512, greedy, every contender in one run: about three minutes.
 
-    `bare loop` runs the step graph with everything bound beforehand and serves nobody; `bare decode` runs the graph
-    that makes several tokens; `gRPC` reads `statewise serve` on the same cores.
+    `bare loop` runs the step graph without a server, everything bound beforehand; `bare decode` runs the graph of
+    several tokens; `gRPC` reads `statewise serve` on the same cores.
     """
     console = Console()
     report = Report("LSTM, 2 layers, hidden 512", console)

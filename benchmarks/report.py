@@ -1,4 +1,4 @@
-"""Figures as a table, as Markdown and as JSON."""
+"""Reports of figures as tables, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from statewise.versions import installed_versions
 
 
 class Report:
-    """What a benchmark found, section by section: shown at once, written at the end."""
+    """Results of a benchmark by section: shown at once, written at the end."""
 
     def __init__(self, title: str, console: Console) -> None:
         self._console = console
@@ -25,7 +25,7 @@ class Report:
         self._content: dict[str, Any] = {"title": title, "machine": machine()}
 
     def add(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], **content: Any) -> None:
-        """Show a table and keep it; `content` is what goes into the JSON for it."""
+        """Show a table and keep it; `content` is its JSON."""
         table = Table(title=title, title_justify="left")
         for index, column in enumerate(columns):
             table.add_column(column, justify="right" if index else "left")
@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
 
 
 def number(value: float | None) -> str:
-    """A rate; a dash where there is none."""
+    """Format a rate; a dash for None."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -1,8 +1,8 @@
-"""What choosing a token costs beside the step that gives its logits: every kind of rule, 32 rows, 50,000 tokens.
+"""Cost of sampling relative to the step that computes the logits: every kind of rule, 32 rows, 50,000 tokens.
 
     python -m benchmarks.sampler [--rows 32 --vocabulary 50000 --rounds 20]
 
-The step (GPT-2's shape, random weights) and the sampler alone take turns, so that a slow minute of the machine falls on
+The step (GPT-2's shape, random weights) and the sampler alone take turns, so that a slow minute of the machine affects
 all of them.
 """
 
@@ -39,7 +39,7 @@ from statewise_server.runtime.steps.sampler_table import SamplerTable
 
 POSITIONS = 100
 NUM_PENALIZED = 100
-"""Tokens that a penalized row has seen."""
+"""Number of tokens that a penalized row has seen."""
 MIXED = (
     GREEDY,
     SamplingParams(),
@@ -65,7 +65,7 @@ RULES: dict[str, tuple[tuple[SamplingParams, ...], int]] = {
     "mixed": (MIXED, -1),
     "mixed, log-probabilities of 5": (MIXED, 5),
 }
-"""Parameters, which the rows take in turn, and how many of the most probable tokens are reported."""
+"""Sampling parameters, assigned to the rows in turn, and the number of most probable tokens reported."""
 
 
 def run(
@@ -90,7 +90,7 @@ def run(
 
 
 def _step(scratch: Path, rows: int, vocabulary: int, layers: int, threads: int, rounds: int) -> Callable[[], object]:
-    """One decode step of GPT-2's shape, random weights, over caches that hold POSITIONS."""
+    """Return one decode step of GPT-2's shape, with random weights, over caches filled to POSITIONS."""
     import torch
 
     from statewise.plugins import load_plugin
@@ -120,11 +120,11 @@ def _step(scratch: Path, rows: int, vocabulary: int, layers: int, threads: int, 
 
 
 def _samplers(rows: int, vocabulary: int, threads: int) -> dict[str, Callable[[], object]]:
-    """The sampler alone under every rule, with logits as random weights give them and as trained ones do."""
+    """Return the sampler alone under every rule, with logits as from random and as from trained weights."""
     session = create_session(sampler_model(vocabulary).SerializeToString(), intra_op_threads=threads)
     rng = np.random.default_rng(0)
     flat = rng.normal(0, 0.6, (rows, vocabulary)).astype(np.float32)
-    # Zipf's law by rank, in another order for each row: the most probable token has about a tenth of the mass.
+    # Zipf's law by rank, in a different order for each row: the most probable token has about a tenth of the mass.
     ranks = np.stack([rng.permutation(vocabulary) for _ in range(rows)]).astype(np.float32)
     peaked = (-1.2 * np.log(ranks + 1) + rng.normal(0, 0.1, ranks.shape)).astype(np.float32)
     return {
@@ -135,7 +135,7 @@ def _samplers(rows: int, vocabulary: int, threads: int) -> dict[str, Callable[[]
 
 
 def sampler_model(vocabulary_size: int) -> onnx.ModelProto:
-    """A graph of nothing but the sampler, its logits an input."""
+    """Make a graph of the sampler alone, with the logits as input."""
     head, op = CategoricalHead(vocabulary_size=vocabulary_size), GraphBuilder()
     sampled = TokenChoice(head).add(op, "logits", op.Squeeze(NOISE, op.constant([1])))
     inputs = [tensor_info("logits", "float32", ["row", vocabulary_size])]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.transformer [--variant cpu-float32 --workload W2 --rounds 3] [--peers]
 
-All contenders are alive at once and take turns, so that a slow minute of the machine falls on all of them.
+All contenders are alive at once and take turns, so that a slow minute of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ from benchmarks.workloads import TRANSFORMER_WORKLOADS
 from statewise.bundles.reader import Bundle
 
 INT4 = "cpu-int4"
-"""Meant for one stream; W1 alone is measured of it."""
+"""Contender for one stream, measured in W1 only."""
 
 
 def run(
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="Variant to measure, exported where the bundle lacks it; all it has by default; repeatable."),
+        typer.Option(help="Variant to measure, exported if missing; all of the bundle's by default; repeatable."),
     ] = None,
     workload: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(TRANSFORMER_WORKLOADS)}; all by default; repeatable.")
+        list[str] | None,
+        typer.Option(help=f"Workloads, of {', '.join(TRANSFORMER_WORKLOADS)}; all by default; repeatable."),
     ] = None,
     contender: Annotated[
-        list[str] | None, typer.Option(help="Part of a name, as 'engine' or 'int8': only such take part; repeatable.")
+        list[str] | None,
+        typer.Option(help="Part of a contender's name, as 'engine' or 'int8'; all by default; repeatable."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each; the median counts.")] = 3,
     peers: Annotated[bool, typer.Option("--peers", help="Measure the peers too (`make bench-peers`).")] = False,
-    latencies: Annotated[bool, typer.Option(help="Measure the gaps that long prompts make in streams.")] = True,
+    latencies: Annotated[bool, typer.Option(help="Measure gaps in streams while long prompts are read.")] = True,
     memories: Annotated[bool, typer.Option(help="Measure resident memory with all rows full.")] = True,
-    output: Annotated[Path, typer.Option(help="Where the figures go, as JSON; Markdown lies beside it.")] = Path(
+    output: Annotated[Path, typer.Option(help="File for the figures as JSON; Markdown beside it.")] = Path(
         "benchmarks/results-transformer.json"
     ),
 ) -> None:
@@ -50,9 +52,9 @@ def run(
 
     W1: one request, prompt 32, 128 new tokens. W2: 16 of these at once. W3: 64 requests, prompts of 8 to 128 tokens and
     outputs of 16 to 192, at most 16 (W3@16) and 32 (W3@32) running. Rates are output tokens per second. `weights read`
-    reads as many bytes as the float32 weights have once per token and computes nothing: the limit of one stream.
+    only reads as many bytes as the float32 weights have, once per token: the limit of one stream.
 
-    The first call exports and certifies the model: some minutes.
+    The first call exports and certifies the model, which takes some minutes.
     """
     console = Console()
     workloads = _chosen(workload)
@@ -75,7 +77,7 @@ def run(
 
 
 def our_contenders(bundle: Bundle, shape: GPT2Shape, variants: list[str]) -> list[Contender]:
-    """The limit of memory; and of each variant the bare loop, the engine and the server."""
+    """Return the memory limit, and for each variant the bare loop, the engine and the server."""
     num_bytes = str(4 * shape.num_weights_read)
     contenders = [
         Contender("weights read", "benchmarks.contenders.loops", ("weights read", num_bytes), workloads=("W1",))
@@ -99,7 +101,7 @@ def our_contenders(bundle: Bundle, shape: GPT2Shape, variants: list[str]) -> lis
 def add_rates(
     report: Report, contenders: list[Contender], figures: dict[str, Figures], failures: dict[str, str]
 ) -> None:
-    """The table of rates, the goals, and who was not measured."""
+    """Add the tables of rates and goals, and the contenders that were not measured."""
     rows = [
         [c.name, *(number(f.rate(c.name)) for f in figures.values()), number(_most_resident(c.name, figures))]
         for c in contenders

@@ -1,4 +1,4 @@
-"""What the engine is held against on the same machine: loops that serve nobody, and the reading of memory alone."""
+"""Baselines for the engine on the same machine: bare loops without a server, and memory reads alone."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ NUM_THREADS = 2
 
 
 class StepLoop(Subject):
-    """The step graph in a bare loop over run_with_iobinding: everything of a decode step bound beforehand.
+    """Bare loop over the step graph, by run_with_iobinding: everything in a decode step is bound beforehand.
 
-    Of variants for the CPU, as all benchmarks: a step for CUDA may leave the choice to a graph of its own.
+    For CPU variants only, like all benchmarks: a CUDA step may choose the token in a separate graph.
     """
 
     def __init__(self, folder: str, variant: str) -> None:
@@ -37,7 +37,7 @@ class StepLoop(Subject):
         self._session = create_session(path, intra_op_threads=NUM_THREADS)
 
     def measure(self, workload: Workload) -> float:
-        """Seconds for all prompts, one after the other, and then all rows together, token by token."""
+        """Seconds for the prompts, one after the other, then for all rows together, token by token."""
         prompts = np.stack(workload.prompts(vocabulary_size(self._bundle)))
         sampling = greedy_inputs(self._bundle, len(prompts))
         current, new = _zero_state(self._bundle, len(prompts)), _zero_state(self._bundle, len(prompts))
@@ -46,7 +46,7 @@ class StepLoop(Subject):
         fixed = sampling | {ITEMS: items, LENGTHS: np.ones(len(prompts), np.int64)}
         everyone = slice(0, len(prompts))
         turns = [self._bind(fixed, everyone, *states, chosen) for states in ((current, new), (new, current))]
-        # GroupQueryAttention takes several items of one row only.
+        # GroupQueryAttention takes several items for a single row only.
         separate = [slice(row, row + 1) for row in range(len(prompts))] if prompts.shape[1] > 1 else [everyone]
         started = time.perf_counter()
         for rows in separate:
@@ -72,7 +72,7 @@ class StepLoop(Subject):
 
 
 class DecodeLoop(Subject):
-    """The decode graph, 16 steps to a run, in the same bare loop; prompts are of one token."""
+    """Bare loop over the decode graph, 16 steps per run; prompts have one token."""
 
     STEPS = 16
 
@@ -98,7 +98,7 @@ class DecodeLoop(Subject):
 
 
 class Eager(Subject):
-    """PyTorch, one eager step after another, argmax in PyTorch; prompts are of one token."""
+    """Eager PyTorch, step by step, with argmax in PyTorch; prompts have one token."""
 
     def __init__(self, folder: str, _: str) -> None:
         import torch
@@ -127,10 +127,10 @@ class Eager(Subject):
 
 
 class WeightsRead(Subject):
-    """No model at all: as many bytes as the weights have, read once for each token, by two threads.
+    """Memory reads without a model: as many bytes as the weights have, once per token, by two threads.
 
-    What it makes of a workload of one stream is the limit that memory sets: NumPy's maximum over int64 takes no time
-    beside the reading, and a buffer of this size stays in no cache.
+    Its rate for one stream is the memory-bandwidth limit: NumPy's maximum over int64 adds no time to the reading, and a
+    buffer of this size fits no cache.
     """
 
     def __init__(self, num_bytes: str) -> None:
@@ -138,7 +138,7 @@ class WeightsRead(Subject):
         self._threads = ThreadPoolExecutor(NUM_THREADS)
 
     def measure(self, workload: Workload) -> float:
-        """Seconds to read them as often as there are tokens."""
+        """Seconds to read the bytes once per token."""
         started = time.perf_counter()
         for _ in range(workload.num_outputs):
             list(self._threads.map(np.max, self._parts))
@@ -146,7 +146,7 @@ class WeightsRead(Subject):
 
 
 def greedy_inputs(bundle: Bundle, num_rows: int, num_steps: int = 1) -> dict[str, Array]:
-    """The inputs of the choice for greedy rows."""
+    """Inputs of the sampler for greedy rows."""
     table = SamplerTable(num_rows, bundle.manifest.model.head)
     inputs = table.inputs(slice(0, num_rows), table.no_noise(num_rows, num_steps))
     return {name: np.asarray(value) for name, value in inputs.items()}

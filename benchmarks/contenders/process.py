@@ -1,4 +1,4 @@
-"""A contender is a process of its own: it loads once, then measures one workload for each line that it reads."""
+"""Contender processes: each loads once, then measures one workload per line of its standard input."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from benchmarks.workloads import Workload
 
 
 class ContenderError(Exception):
-    """A contender cannot take part, or not in this workload."""
+    """Error of a contender that cannot take part, or not in this workload."""
 
 
 class Subject(ABC):
-    """What is measured, inside its process."""
+    """Subject of a measurement, inside its process."""
 
     @abstractmethod
     def measure(self, workload: Workload) -> float:
-        """Seconds that the workload takes; what can be made ready beforehand is not counted."""
+        """Seconds for the workload, without preparation."""
 
     @property
     def pid(self) -> int:
-        """The process whose memory counts."""
+        """Id of the process whose memory is measured."""
         return os.getpid()
 
     def close(self) -> None:  # noqa: B027 - most have nothing to end
-        """End what was started."""
+        """End the processes and threads that the subject started."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """How to start one: a module with a `main`, run by some Python, with its arguments."""
+    """Command of a contender: a module with a `main`, the Python to run it, its arguments."""
 
     name: str
     module: str
     arguments: tuple[str, ...]
     python: str = sys.executable
     only_uniform: bool = False
-    """Whether it knows no queue: requests of one kind, all running at once."""
+    """Whether it takes only uniform requests, all running at once, for lack of a queue."""
     workloads: tuple[str, ...] = ()
-    """Those that it takes part in; all where empty."""
+    """Workloads that it takes part in; all where empty."""
 
     def takes(self, workload: Workload) -> bool:
         """Whether it takes part in this workload."""
@@ -56,18 +56,18 @@ class Contender:
 
 
 class Running:
-    """A contender's process, seen from outside."""
+    """Handle of a contender's process."""
 
     def __init__(self, contender: Contender) -> None:
         command = [contender.python, "-m", contender.module, *contender.arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def wait_ready(self) -> None:
-        """Wait until it has loaded; raises ContenderError where it could not."""
+        """Wait until it has loaded; raises ContenderError if it fails."""
         self._read()
 
     def measure(self, workload: Workload) -> dict[str, float]:
-        """Output tokens per second, and the resident MiB after it; raises ContenderError."""
+        """Output tokens per second, and the resident MiB afterwards; raises ContenderError."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(asdict(workload)) + "\n")
@@ -84,7 +84,7 @@ class Running:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        # A library may print to standard output, too.
+        # A library may also print to standard output.
         for line in self._process.stdout:
             if line.startswith("{"):
                 answer: dict[str, Any] = json.loads(line)
@@ -95,7 +95,7 @@ class Running:
 
 
 def answer(load: Callable[..., Subject], *arguments: Any) -> None:
-    """Load a subject and measure until standard input ends: the whole of a contender's process."""
+    """Load a subject and measure until standard input ends: main loop of a contender's process."""
     subject = None
     try:
         subject = load(*arguments)

@@ -1,4 +1,4 @@
-"""The engine as a contender: in process, and through gRPC."""
+"""Contenders for the engine: in process, and through gRPC."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUM_THREADS = 2
 
 
 class InProcess(Subject):
-    """All requests of a workload, submitted together."""
+    """Engine in this process; all requests of a workload are submitted together."""
 
     def __init__(self, folder: str, variant: str) -> None:
         self._bundle = open_bundle(Path(folder), check_hashes=False)
@@ -71,7 +71,7 @@ class ThroughGRPC(Subject):
         self._vocabulary_size = vocabulary_size(self._bundle)
 
     def measure(self, workload: Workload) -> float:
-        """Seconds from the first call to the last stream's end, the connection being open."""
+        """Seconds from the first call to the last stream's end, with the connection already open."""
         if self._max_rows != workload.max_running:
             self.close()
             self._start(workload.max_running)
@@ -79,7 +79,7 @@ class ThroughGRPC(Subject):
 
     @property
     def pid(self) -> int:
-        """The server, not its client."""
+        """Id of the server's process, not the client's."""
         assert self._server is not None
         return self._server.pid
 
@@ -120,7 +120,7 @@ class ThroughGRPC(Subject):
 
 
 def requests_of(workload: Workload, vocabulary_size: int) -> list[GenerationRequest]:
-    """The workload as an engine takes it: greedy, without an end token."""
+    """Requests of the workload for the engine: greedy, without an end token."""
     prompts = workload.prompts(vocabulary_size)
     return [
         GenerationRequest(prompt, GREEDY, num_tokens)
@@ -129,7 +129,7 @@ def requests_of(workload: Workload, vocabulary_size: int) -> list[GenerationRequ
 
 
 def check_complete(workload: Workload, counts: Sequence[int]) -> None:
-    """Raise RuntimeError where a request has not got all its tokens."""
+    """Raise RuntimeError if a request lacks some of its tokens."""
     if tuple(counts) != workload.output_lengths:
         raise RuntimeError(f"{workload.name}: tokens are missing: {counts} of {workload.output_lengths}")
 

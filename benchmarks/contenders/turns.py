@@ -1,4 +1,4 @@
-"""Contenders taking turns, so that a slow minute of the machine falls on all of them."""
+"""Contenders taking turns, so that a slow minute of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from benchmarks.contenders.process import Contender, ContenderError, Running
 from benchmarks.workloads import Workload
 
 SETTLE_SECONDS = 0.5
-"""Rest between two measurements."""
+"""Seconds of rest between two measurements."""
 
 
 @dataclass
 class Figures:
-    """What one workload gave, by contender."""
+    """Results of one workload, by contender."""
 
     workload: Workload
     rates: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """Output tokens per second of each round."""
+    """Output tokens per second in each round."""
     resident_mib: dict[str, float] = field(default_factory=dict)
 
     def rate(self, name: str) -> float | None:
-        """The median over the rounds; None for who was not measured."""
+        """Median rate over the rounds; None for a contender that was not measured."""
         return median(self.rates[name]) if self.rates.get(name) else None
 
     def ratio(self, name: str, base: str) -> str:
-        """How many times as fast as `base`; a dash where one was not measured."""
+        """Speed relative to `base`; a dash if one was not measured."""
         rate, other = self.rate(name), self.rate(base)
         return f"{rate / other:.2f}" if rate and other else "-"
 
     def to_json(self) -> dict[str, Any]:
-        """Medians, ranges and memory."""
+        """Return medians, ranges and memory."""
         return {
             "workload": self.workload.name,
             "tokens_per_second": {name: median(rates) for name, rates in self.rates.items()},
@@ -49,12 +49,12 @@ class Figures:
 
 
 class Field(AbstractContextManager["Field"]):
-    """All contenders of a benchmark, alive at once."""
+    """Contenders of a benchmark, all alive at once."""
 
     def __init__(self, contenders: Iterable[Contender], console: Console) -> None:
         self.contenders = list(contenders)
         self.failures: dict[str, str] = {}
-        """Why a contender was not measured, or not to the end."""
+        """Reasons why contenders were not measured, or not completely."""
         self._console = console
         self._running = {contender.name: Running(contender) for contender in self.contenders}
         with console.status("loading the contenders"):
@@ -66,13 +66,13 @@ class Field(AbstractContextManager["Field"]):
             running.close()
 
     def measure(self, workload: Workload, rounds: int) -> Figures:
-        """Let everyone who takes part do the workload once per round, in another order each time."""
+        """Run the workload once per round with each contender that takes part, in a different order each time."""
         figures = Figures(workload)
         names = [contender.name for contender in self.contenders if contender.takes(workload)]
         for name in names:
             self._measure(name, workload.warm_up())
         for number in track(range(rounds), workload.name, console=self._console, transient=True):
-            # Whoever follows PyTorch or OpenMP finds their worker threads still spinning.
+            # Worker threads of PyTorch and OpenMP still spin when the next contender starts.
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 time.sleep(SETTLE_SECONDS)

@@ -1,6 +1,6 @@
 """Words on the way from one word to another: `python interpolate.py statement exception`, beside a running server.
 
-Both words are encoded to vectors by the server, and it spells out what lies between them.
+The server encodes both words to vectors, and decodes points between them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from statewise.client import DEFAULT_ADDRESS
 
 
 def encode(client: Client, model: str, words: list[str]) -> NDArray[np.float32]:
-    """The vectors of words, `[word, latent]`."""
+    """Encode words to vectors `[word, latent]`."""
     return np.stack([prediction.embedding for prediction in client.predict(model, words)])
 
 
 def decode(client: Client, model: str, vector: NDArray[np.float32]) -> str:
-    """The word that the model spells out of a vector `[latent]`."""
+    """Decode a vector `[latent]` to a word."""
     return client.generate(model, "", source=vector[None], max_tokens=24, temperature=0).text
 
 
 def interpolate(client: Client, model: str, first: str, last: str, steps: int) -> list[str]:
-    """Words between two words, at even distances on the straight line between their vectors."""
+    """Return words at even distances on the straight line between the vectors of two words."""
     start, end = encode(client, model, [first, last])
     return [
         decode(client, model, start + (end - start) * share) for share in np.linspace(0, 1, steps, dtype=np.float32)

@@ -138,7 +138,7 @@ def run(
 def test_nothing_grows_over_some_hundred_requests(repository: Path, tmp_path: Path) -> None:
     """A server of two families is after a mixed load where it was before."""
     # The warm-up has seen every number of rows, so that all bindings that stay from run to run are there.
-    done = run(repository, tmp_path, warm_up=600, rounds=5, requests=80)
+    done = run(repository, tmp_path, warm_up=1200, rounds=5, requests=80)
 
     assert done.leaks() == {}
     assert done.fates.keys() >= {"served", "cancelled", "InvalidRequestError", "NotFoundError", "DeadlineExceededError"}

@@ -31,18 +31,18 @@ Files = Annotated[
     Field(min_length=1),
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
 ]
-"""Paths or glob patterns, relative to the working directory; one alone may stand without a list."""
+"""Paths or glob patterns, relative to the working directory; a single one needs no list."""
 
 
 class _Data(Section):
     held_out: float = Field(default=0.1, gt=0.0, lt=1.0)
-    """Share of the data that is never trained on; it measures the validation loss."""
+    """Share of the data held out from training, for the validation loss."""
     split_seed: NonNegativeInt = 0
-    """Chooses the part that is held out; apart from `trainer.seed`, so that runs with other seeds stay comparable."""
+    """Seed of the held-out split; separate from `trainer.seed`, so that runs with other seeds stay comparable."""
 
 
 class CorpusData(_Data):
-    """A corpus that needs no download: the Python documentation in the standard library's `pydoc_data`."""
+    """Corpus without a download: the Python documentation in the standard library's `pydoc_data`."""
 
     kind: Literal["corpus"] = "corpus"
     corpus: Literal["python-docs"] = "python-docs"
@@ -61,53 +61,53 @@ class JSONLData(_Data):
     kind: Literal["jsonl"]
     files: Files
     text_field: str = "text"
-    """The member of each line's object that holds the text."""
+    """Name of the member that holds the text in each line's object."""
 
 
 class SeriesData(_Data):
-    """Real vectors over time: .csv (a row is a moment) or .npy `[time, features]`, one series per file."""
+    """Real vectors over time: .csv (one row per time step) or .npy `[time, features]`, one series per file."""
 
     kind: Literal["series"]
     files: Files
     columns: tuple[str, ...] | None = None
-    """Columns of the .csv files to use, by the names in their first row; all where absent."""
+    """Columns of the .csv files, by the names in their first row; all where absent."""
     standardize: bool = False
     """Subtract the mean and divide by the deviation of the training part; checkpoint.json records both."""
 
 
 class LabelledData(_Data):
-    """Sequences with a target each: .jsonl, one per line, or .npz, one per index."""
+    """Sequences with one target each: .jsonl, one per line, or .npz, one per index."""
 
     kind: Literal["labelled"]
     files: Files
     target: Literal["label", "tags", "value"] = "label"
-    """A label per sequence, one per item, or the numbers that belong to a sequence."""
+    """Target: one label per sequence, one per item (tags), or one or more numbers per sequence."""
     input_field: str | None = None
-    """The member that holds the sequence: `text` in .jsonl, `items` in .npz."""
+    """Name of the member that holds the sequence: `text` in .jsonl, `items` in .npz."""
     target_field: str | None = None
-    """The member that holds the target: `label`, `tags` or `value` in .jsonl, `labels`, `tags` or `values` in .npz."""
+    """Name of the target's member: `label`, `tags` or `value` in .jsonl, `labels`, `tags` or `values` in .npz."""
     outside: str = "O"
-    """The label of the items of a text that no tag covers."""
+    """Label of a text's items without a tag."""
     truncate_to: PositiveInt | None = None
-    """Cut sequences with one target to this many items; without it, those longer than the model takes are refused."""
+    """Cut sequences with one target to this many items; without it, sequences too long for the model are refused."""
     standardize: bool = False
     """Vectors: subtract the mean and divide by the deviation of the training part; checkpoint.json records both."""
 
 
 class PairsData(_Data):
-    """Pairs of source and target: JSON Lines with both, or parallel text files with one of them per line."""
+    """Pairs of source and target: JSON Lines with both, or two parallel text files."""
 
     kind: Literal["pairs"]
     files: Files | None = None
     """JSON Lines, one pair per line."""
     source_field: str = "source"
-    """The member that holds the source: a text, or a list of vectors."""
+    """Name of the member that holds the source, a text or a list of vectors."""
     target_field: str = "target"
-    """The member that holds the target, a text."""
+    """Name of the member that holds the target, a text."""
     source_files: Files | None = None
-    """In place of `files`: text files with a source per line."""
+    """Text files with one source per line, instead of `files`."""
     target_files: Files | None = None
-    """Text files with a target per line. Both lists are sorted by name; line n of each is one pair."""
+    """Text files with one target per line. Both lists are sorted by name; line n of each is one pair."""
 
     @model_validator(mode="after")
     def _one_way_to_give_pairs(self) -> PairsData:
@@ -128,7 +128,7 @@ class CharacterTokenizer(Section):
 
 
 class ByteTokenizer(Section):
-    """One token per byte of UTF-8; no text is ever unknown."""
+    """One token per byte of UTF-8; every text can be encoded."""
 
     kind: Literal["bytes"]
 
@@ -141,21 +141,21 @@ class BPETokenizer(Section):
 
 
 class FileTokenizer(Section):
-    """A tokenizer.json that exists already, as for weights from elsewhere."""
+    """An existing tokenizer.json, as for imported weights."""
 
     kind: Literal["file"]
     file: Path
     start: str | None = None
-    """The token put before every document, as the file spells it."""
+    """Token before every document, as the file spells it."""
     end: str | None = None
-    """The token that ends a document."""
+    """Token at the end of a document."""
 
 
 TokenizerConfig = CharacterTokenizer | ByteTokenizer | BPETokenizer | FileTokenizer
 
 
 class InitializeFrom(Section):
-    """Weights to start from: the state dict of a PyTorch module, as safetensors."""
+    """Initial weights: the state dict of a PyTorch module, as safetensors."""
 
     file: Path
     rename: dict[str, str] = {}
@@ -163,7 +163,7 @@ class InitializeFrom(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019); weight decay spares vectors, such as biases."""
+    """AdamW (Loshchilov and Hutter 2019); weight decay leaves out vectors, such as biases."""
 
     kind: Literal["adamw"] = "adamw"
     learning_rate: float = Field(default=2e-3, gt=0.0, le=100.0)
@@ -172,12 +172,12 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """The learning rate over the run, after a linear warm-up."""
+    """Learning rate over the run, after a linear warm-up."""
 
     kind: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: NonNegativeInt = 0
     final_fraction: float = Field(default=0.05, ge=0.0, le=1.0)
-    """Where cosine and linear end, as a fraction of the learning rate."""
+    """Final value of cosine and linear, as a fraction of the learning rate."""
 
 
 class TrainerConfig(Section):
@@ -191,20 +191,20 @@ class TrainerConfig(Section):
     sequence_length: PositiveInt = 128
     """Items per chunk; gradients reach back no further."""
     gradient_clip: PositiveFloat | None = 1.0
-    """Largest norm of the gradient; null leaves it alone."""
+    """Largest norm of the gradient; null disables clipping."""
     early_stopping_patience: PositiveInt | None = None
-    """Stop after this many validations without a better loss."""
+    """Number of validations without a better loss after which the run stops."""
     validation_every: PositiveInt | None = None
     """Steps between validations, each with a checkpoint; one epoch where absent."""
     log_every: PositiveInt = 10
     """Steps between rows of the log."""
     allow_diverged: bool = False
-    """Succeed although the validation loss is worse than that of a prediction that ignores the input."""
+    """Succeed even if the validation loss is worse than that of a prediction that ignores the input."""
     accelerator: str = "auto"
     devices: int | str | list[int] = "auto"
     num_nodes: PositiveInt = 1
     strategy: str = "auto"
-    """Lightning's name for the way to use several devices: ddp, fsdp, deepspeed …"""
+    """Lightning's strategy for several devices: ddp, fsdp, deepspeed …"""
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     seed: NonNegativeInt = 0
 
@@ -213,14 +213,14 @@ class TrainConfig(Section):
     """One training run."""
 
     name: ModelName
-    """The model's name, under which it will be exported and served."""
+    """Name of the model for export and serving."""
     plugin: str
-    """The model family: markov, gru, transformer, gru_encoder … (docs/train.md), or one from an installed package."""
+    """Model family: markov, gru, transformer, gru_encoder … (docs/train.md), or one from an installed package."""
     model: dict[str, Any] = {}
-    """The family's own settings; vocabulary_size and features come from the data."""
+    """Settings of the family; vocabulary_size and features come from the data."""
     data: Annotated[DataConfig, Field(discriminator="kind")] = CorpusData()
     tokenizer: Annotated[TokenizerConfig, Field(discriminator="kind")] | None = None
-    """How text becomes tokens; characters where absent."""
+    """Tokenizer of texts; characters where absent."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     trainer: TrainerConfig = TrainerConfig()
@@ -236,10 +236,10 @@ class TrainConfig(Section):
 
     @property
     def text_tokenizer(self) -> TokenizerConfig:
-        """The tokenizer section, or its default."""
+        """Return the tokenizer section, or its default."""
         return self.tokenizer or CharacterTokenizer()
 
     @property
     def folder(self) -> Path:
-        """Where the run is kept."""
+        """Folder of the run."""
         return self.output or Path("runs") / self.name

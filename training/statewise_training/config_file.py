@@ -1,4 +1,4 @@
-"""Reading a configuration: YAML, overrides, and errors that say which key, which value and what to do."""
+"""Reading a configuration: YAML, overrides, and errors that name the key, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), output: Path | None =
 def validate(
     model: type[BaseModel], raw: dict[str, Any], *, source: str, prefix: str = "", overrides: Sequence[str] = ()
 ) -> Any:
-    """Return `raw`, the section at `prefix`, as a record of that class; `overrides` are those that have changed it.
+    """Return `raw`, the section at `prefix`, as a record of that class; `overrides` are the ones that changed it.
 
     Raises ConfigError with every fault, each on a line of its own.
     """
@@ -60,7 +60,7 @@ def _remedy(fault: ErrorDetails, raw: dict[str, Any], source: str, prefix: str, 
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may not come twice; PyYAML would silently take the last."""
+    """Safe YAML that refuses duplicate keys; PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -102,7 +102,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: write it as section.key=value, such as trainer.max_epochs=5")
     section = raw
     for depth, parent in enumerate(parents):
-        # A section that is absent or null comes to exist; a plain value cannot have keys.
+        # Create a section that is absent or null; a plain value cannot have keys.
         if section.get(parent) is None:
             section[parent] = {}
         section = section[parent]
@@ -143,7 +143,7 @@ def _short(value: object) -> str:
 def _dotted(fault: ErrorDetails, raw: dict[str, Any], prefix: str) -> str:
     location = list(fault["loc"])
     section = raw.get(str(location[0])) if location else None
-    # pydantic names the chosen member of a union in the location; the file knows no such level.
+    # pydantic adds the chosen member of a union to the location; the file has no such level.
     if len(location) > 1 and isinstance(section, dict) and section.get("kind", object()) == location[1]:
         del location[1]
     return ".".join(str(part) for part in ([prefix] if prefix else []) + location)

@@ -1,4 +1,4 @@
-"""The keys of a configuration by their full path, and the one that an unknown key was meant to be."""
+"""Keys of a configuration by their full path, and suggestions for unknown ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Key(NamedTuple):
     """A setting."""
 
     path: str
-    """As `--set` spells it: optimizer.learning_rate."""
+    """Full path as in `--set`: optimizer.learning_rate."""
     kind: str | None
-    """The `kind` of section that has it, where sections of several kinds share a name."""
+    """Section's `kind`, where sections of several kinds share a name."""
 
     @property
     def section(self) -> str:
-        """Path of the section that it stands in; empty for the file itself."""
+        """Path of its section; empty for the top level of the file."""
         return self.path.rpartition(".")[0]
 
     @property
@@ -30,7 +30,7 @@ class Key(NamedTuple):
 
 
 def keys_of(record: type[BaseModel], prefix: str = "", kind: str | None = None) -> Iterator[Key]:
-    """Every key of a record and of the records in it."""
+    """Yield every key of a record and of its nested records."""
     for name, field in record.model_fields.items():
         path = f"{prefix}.{name}" if prefix else name
         yield Key(path, kind)
@@ -40,9 +40,9 @@ def keys_of(record: type[BaseModel], prefix: str = "", kind: str | None = None) 
 
 
 def suggest(path: str, keys: list[Key], raw: Mapping[str, Any]) -> str:
-    """Say in an error which key was probably meant by an unknown one; else which keys its section has.
+    """Suggest for an error the key that was probably meant, or list the keys of the section.
 
-    `raw` is the file as it was read: its sections of several kinds say which of them is wanted.
+    `raw` is the file as read; its `kind` settings select among sections of several kinds.
     """
     section, _, name = path.rpartition(".")
     others = sorted({key.kind for key in keys if key.path == path and key.kind is not None})
@@ -73,7 +73,7 @@ def _section(raw: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 
 def _records(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The records that a field may hold: itself, or members of its union."""
+    """Yield the record types of a field: its own, or the members of its union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) is Annotated:

@@ -1,4 +1,4 @@
-"""CTranslate2, which has no queue: batches of `max_running` requests, one after the other; rows that end leave."""
+"""CTranslate2, which has no queue: batches of `max_running` requests in turn; finished rows leave."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Batches(Subject):
 
     def measure(self, workload: Workload) -> float:
         """Seconds for all batches, one after the other."""
-        # Tokens are named, not numbered: `t17` (benchmarks.contenders.peers.roster.word).
+        # CTranslate2 takes tokens by name: `t17` (benchmarks.contenders.peers.roster.word).
         prompts = [[f"t{token}" for token in prompt] for prompt in workload.prompts(self._vocabulary_size)]
         started = time.perf_counter()
         for first in range(0, len(prompts), workload.max_running):
@@ -33,7 +33,7 @@ class Batches(Subject):
         return time.perf_counter() - started
 
     def _generate(self, prompts: list[list[str]], output_lengths: tuple[int, ...]) -> None:
-        # Steps count from the end of the shortest prompt; the rest of a longer one is fed along with them.
+        # Steps count from the end of the shortest prompt; they also feed the rest of longer prompts.
         shortest = min(map(len, prompts))
         num_steps = [len(prompt) - shortest + n for prompt, n in zip(prompts, output_lengths, strict=True)]
         results = self._generator.generate_batch(

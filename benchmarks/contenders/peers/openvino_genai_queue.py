@@ -14,7 +14,7 @@ from benchmarks.workloads import Workload
 NUM_THREADS = 2
 
 CACHE_GIGABYTES = 2
-"""Holds 32 streams of 512 positions in float32 (1.2 GB)."""
+"""Cache size; 32 streams of 512 positions in float32 take 1.2 GB."""
 
 
 class ContinuousBatching(Subject):
@@ -47,7 +47,7 @@ class ContinuousBatching(Subject):
         scheduler.max_num_seqs = max_running
         scheduler.cache_size = CACHE_GIGABYTES
         scheduler.enable_prefix_caching = False
-        self._pipeline = None  # two at once would take twice the memory
+        self._pipeline = None  # frees the old one first: two would take twice the memory
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(self._folder, scheduler, "CPU", self._options)
         self._max_running = max_running
 
@@ -56,7 +56,7 @@ def _greedy(num_tokens: int) -> openvino_genai.GenerationConfig:
     config = openvino_genai.GenerationConfig()
     config.do_sample = False
     config.max_new_tokens = num_tokens
-    config.set_eos_token_id(0)  # it wants one, to ignore it
+    config.set_eos_token_id(0)  # required, even to ignore it
     config.ignore_eos = True
     return config
 

@@ -1,4 +1,4 @@
-"""Which peers there are, and how each gets the model: its own converter, run on the same Hugging Face folder."""
+"""Roster of peers; each converts the model from the same Hugging Face folder by its own converter."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ ENVIRONMENT = Path(__file__).parents[2] / ".peers"
 PYTHON = ENVIRONMENT / "bin" / "python"
 
 Command = Callable[[Path, Path], list[str]]
-"""(Hugging Face folder, output folder) -> what to run in the environment."""
+"""Functions (Hugging Face folder, output folder) -> command to run in the environment."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer in one precision."""
+    """Peer in one precision."""
 
     name: str
     module: str
     model: str
-    """Which of CONVERSIONS it reads."""
+    """Key of its conversion in CONVERSIONS."""
     precision: str = ""
-    """As the peer's own option wants it; its default where empty."""
+    """Precision in the peer's own spelling; its default where empty."""
 
 
 PEERS = (
@@ -67,7 +67,7 @@ CONVERSIONS: dict[str, Command] = {
 
 
 def peer_contender(peer: Peer, bundle: Bundle) -> Contender:
-    """The peer, its model converted on the first call; raises ContenderError where that fails."""
+    """Return the peer, converting its model on the first call; raises ContenderError if that fails."""
     if not PYTHON.exists():
         raise ContenderError(f"there is no {ENVIRONMENT}; `make bench-peers` makes it")
     source = hugging_face_folder(bundle)
@@ -97,7 +97,7 @@ def _convert(command: Command, source: Path, output: Path, num_tokens: int) -> N
 
 @contextmanager
 def _with_tokenizer(source: Path, num_tokens: int) -> Iterator[Path]:
-    """The folder with a tokenizer of one word per id beside it: converters want one, though none is used."""
+    """Add a tokenizer with one word per id to the folder: converters require one, though it is not used."""
     with TemporaryDirectory(dir=source.parent) as scratch:
         folder = Path(scratch)
         for file in source.iterdir():
@@ -118,5 +118,5 @@ def _with_tokenizer(source: Path, num_tokens: int) -> Iterator[Path]:
 
 
 def word(token: int) -> str:
-    """How the tokenizer of the converted models calls a token id."""
+    """Name of a token id in the converted models' tokenizer."""
     return f"t{token}"

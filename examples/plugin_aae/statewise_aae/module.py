@@ -14,10 +14,10 @@ State = tuple[Tensor, ...]
 
 
 class AdversarialAutoencoder(nn.Module):
-    """LSTM to a latent vector, and from it through another LSTM back to the string; a discriminator for training alone.
+    """Encoder LSTM to a latent vector, decoder LSTM back to the string, and a discriminator for training alone.
 
     The LSTMs are Statewise's own building block: rows of different lengths need ONNX's operator, which torch.onnx
-    does not emit with lengths. The discriminator is in no graph: neither `forward` nor `encode` nor `embed` calls it.
+    does not emit with lengths. The discriminator is in no exported graph: `forward`, `encode`, `embed` do not call it.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class AdversarialAutoencoder(nn.Module):
         return self.encoder.head(hidden)
 
     def encode(self, source: Tensor, source_lengths: Tensor) -> State:
-        """The decoder's first state, hidden and cell vector, of latent vectors `[row, 1, latent_size]`."""
+        """First state of the decoder, hidden and cell vector, from latent vectors `[row, 1, latent_size]`."""
         return self.start(source[:, 0]).tanh().chunk(2, dim=1)
 
     def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
@@ -55,19 +55,19 @@ class AdversarialAutoencoder(nn.Module):
         return self.decoder.head(hidden)
 
     def decode(self, latent: Tensor, items: Tensor) -> Tensor:
-        """Logits `[row, time, vocabulary_size]` of strings that are spelled out of vectors `[row, latent_size]`."""
+        """Logits `[row, time, vocabulary_size]` of strings decoded from vectors `[row, latent_size]`."""
         rows, time = items.shape
         state = self.encode(latent[:, None], torch.ones(rows, dtype=torch.int64))
         hidden, _ = self(items, torch.full((rows,), time), state)
         return self.head(hidden)
 
     def telling_loss(self, latent: Tensor) -> Tensor:
-        """What the discriminator lowers: its nats for telling draws from the prior, N(0, 1), from the encoder's."""
+        """Discriminator's loss: nats for telling draws from the prior, N(0, 1), from the encoder's vectors."""
         drawn, made = self.discriminator(torch.randn_like(latent)), self.discriminator(latent.detach())
         return (F.softplus(-drawn) + F.softplus(made)).mean()
 
     def fooling_loss(self, latent: Tensor) -> Tensor:
-        """What the encoder lowers: the discriminator's surprise at taking its vectors for draws from the prior."""
+        """Encoder's adversarial loss: nats of the discriminator for taking its vectors as draws from the prior."""
         as_it_is = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
         return F.softplus(-functional_call(self.discriminator, as_it_is, (latent,))).mean()
 

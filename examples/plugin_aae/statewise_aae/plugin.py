@@ -1,4 +1,4 @@
-"""Plugin `aae`: a string becomes a vector that could have been drawn from a Gaussian, and the vector a string again."""
+"""Plugin `aae`: encodes a string to a vector distributed like a Gaussian, and decodes the vector to a string."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AdversarialAutoencoderConfig(PluginConfig):
     """Configuration of an adversarial autoencoder."""
 
     vocabulary_size: int = Field(ge=2)
-    """Filled in from the tokenizer."""
+    """Number of token ids. Filled in from the tokenizer."""
     latent_size: int = Field(default=32, ge=1)
     """Numbers in the vector."""
     hidden_size: int = Field(default=256, ge=1)
@@ -27,9 +27,9 @@ class AdversarialAutoencoderConfig(PluginConfig):
     discriminator_size: int = Field(default=128, ge=1)
     """Width of the discriminator's two hidden layers."""
     adversarial_weight: float = Field(default=0.1, ge=0.0)
-    """What it counts, beside a nat of reconstruction, to be taken for a draw from the prior."""
+    """Weight of the encoder's adversarial loss, relative to a nat of reconstruction."""
     noise: float = Field(default=0.1, ge=0.0)
-    """Deviation of what is added to the vectors in training, so that near vectors mean near strings."""
+    """Deviation of the noise on vectors in training, so that near vectors decode to similar strings."""
 
 
 class AdversarialAutoencoderPlugin(SequencePlugin[AdversarialAutoencoderConfig]):
@@ -39,7 +39,7 @@ class AdversarialAutoencoderPlugin(SequencePlugin[AdversarialAutoencoderConfig])
     config_class = AdversarialAutoencoderConfig
 
     def spec(self, config: AdversarialAutoencoderConfig) -> ModelSpec:
-        """A decoder of characters that starts from a vector, its source; and an embedding, which gives that vector."""
+        """Specification: a decoder of characters whose source is a vector, and an embedding that gives this vector."""
         return ModelSpec(
             input=TokenInput(vocabulary_size=config.vocabulary_size),
             head=CategoricalHead(vocabulary_size=config.vocabulary_size),
@@ -72,7 +72,7 @@ class AdversarialAutoencoderPlugin(SequencePlugin[AdversarialAutoencoderConfig])
         batch: Batch,
         run: Callable[[Batch], torch.Tensor],
     ) -> torch.Tensor:
-        """The reconstruction from noisy vectors, and the game between encoder and discriminator.
+        """Loss of the reconstruction from noisy vectors, and of the game between encoder and discriminator.
 
         Both players' losses are one sum for one optimiser: each sees the other's part as a constant. Reversing the
         discriminator's gradient would need no constants, but it vanishes as soon as the discriminator is sure.

@@ -1,6 +1,6 @@
 """Words as short strings: `python -m statewise_aae.words FILE` writes them as JSON Lines.
 
-They come from the source files of Python's own standard library, so nothing is downloaded.
+The words are from the source files of Python's standard library, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _WORD = re.compile(r"(?<![A-Za-z])[a-z]{3,12}(?![A-Za-z])")
 
 
 def words() -> list[str]:
-    """Every word of 3 to 12 small letters that stands in three files or more, in the alphabet's order."""
+    """Return every word of 3 to 12 lowercase letters that occurs in at least three files, sorted."""
     library = Path(sysconfig.get_path("stdlib"))
     num_files: Counter[str] = Counter()
-    # The tests are left out: their words are often none.
+    # The tests are left out: many of their strings are not words.
     for file in (*library.glob("*.py"), *library.glob("[!t]*/*.py")):
         num_files.update(set(_WORD.findall(file.read_text(encoding="utf-8", errors="ignore"))))
     return sorted(word for word, number in num_files.items() if number > 2)

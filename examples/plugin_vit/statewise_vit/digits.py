@@ -1,6 +1,6 @@
 """Handwritten digits as sequences of patches: `python -m statewise_vit.digits FOLDER`.
 
-The pictures are those that scikit-learn ships, 1,797 of 8x8 pixels (Alpaydin and Kaynak 1998).
+The images are scikit-learn's own, 1,797 of 8x8 pixels (Alpaydin and Kaynak 1998).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 PATCH = 2
-"""Pixels on a side of a patch."""
+"""Side of a patch in pixels."""
 NUM_HELD_BACK = 360
-"""Pictures in test.npz, which training never sees."""
+"""Number of images in test.npz, which training never sees."""
 
 
 def to_patches(images: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Square patches of pictures `[n, height, width]`, row by row: `[n, patch, size * size]`."""
+    """Cut images `[n, height, width]` into square patches, row by row: `[n, patch, size * size]`."""
     count, height, width = images.shape
     grid = images.reshape(count, height // size, size, width // size, size)
     return grid.transpose(0, 1, 3, 2, 4).reshape(count, -1, size * size)

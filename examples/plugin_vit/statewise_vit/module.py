@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class VisionTransformer(nn.Module):
-    """Patches and a class token through Transformer layers; the class token's last vector is what the head reads."""
+    """Transformer layers over patches and a class token; the head reads the class token's last vector."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class VisionTransformer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention among all tokens and a feed-forward part, each behind its norm and beside its residual."""
+    """Attention among all tokens and a feed-forward part, each with a norm before it and a residual."""
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
         super().__init__()

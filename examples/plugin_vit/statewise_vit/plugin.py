@@ -1,4 +1,4 @@
-"""Plugin `vit`: the patches of an image are the items of a sequence, and its class is the answer."""
+"""Plugin `vit`: classifies an image, given as the sequence of its patches."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class VisionTransformerConfig(PluginConfig):
     """Configuration of a Vision Transformer."""
 
     max_positions: int = Field(ge=1)
-    """Patches of the largest image."""
+    """Number of patches in the largest image."""
     hidden_size: int = Field(default=64, ge=1)
     num_layers: int = Field(default=2, ge=1)
     num_heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     noise: float = Field(default=0.0, ge=0.0)
-    """Deviation of what is added to every pixel in training."""
+    """Deviation of the noise on pixels in training."""
     features: int = Field(ge=1)
     """Numbers in a patch. Filled in from the data."""
     labels: tuple[str, ...]
@@ -44,7 +44,7 @@ class VisionTransformerPlugin(SequencePlugin[VisionTransformerConfig]):
     config_class = VisionTransformerConfig
 
     def spec(self, config: VisionTransformerConfig) -> ModelSpec:
-        """Patches in, one label for all of them out; no state, for an image is read at once."""
+        """Specification: patches in, one label per image out; no state, because an image is read at once."""
         return ModelSpec(
             input=RealInput(features=config.features),
             head=LabelsHead(names=config.labels),
@@ -71,7 +71,7 @@ class VisionTransformerPlugin(SequencePlugin[VisionTransformerConfig]):
         return F.cross_entropy(output, targets)
 
     def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
-        """The size of a patch and the names of the classes."""
+        """Fill in the size of a patch and the names of the classes."""
         if not isinstance(data.input, RealInput) or data.labels is None or data.labels_per != "sequence":
             raise ConfigError("data: plugin vit learns from patches (real vectors) with one label for each image")
         return {**config, "features": data.input.features, "labels": list(data.labels)}

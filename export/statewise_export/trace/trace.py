@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,9 @@ def _example_items(reads: InputSpec, num_rows: int, time: int) -> Tensor:
 
 
 def _take_apart(model: ir.Model, output: str, new_state: tuple[str, ...]) -> TracedStep:
+    # torch notes the source lines of each node: paths of the machine that exports, which are nobody's business.
+    for node in chain(model.graph.all_nodes(), *(function.all_nodes() for function in model.functions.values())):
+        node.metadata_props.clear()
     weights: dict[str, NDArray[Any]] = {}
     for name, value in list(model.graph.initializers.items()):
         assert value.const_value is not None

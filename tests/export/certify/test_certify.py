@@ -13,8 +13,7 @@ import onnx
 import pytest
 from onnx import helper
 
-import statewise_export.choosing.mixture
-import statewise_export.choosing.sampler
+import statewise_export.choosing.choice
 import statewise_export.graphs.variant
 from statewise.bundles.certificate import Certificate, check_certificate
 from statewise.bundles.reader import find_bundle, open_bundle
@@ -224,7 +223,7 @@ def test_another_rule_of_choice_is_missed(
     def mirrored(op: GraphBuilder, logits: str, uniform: str, vocabulary_size: int) -> Sampled:
         return add_sampler(op, logits, op.Sub(op.constant(0.9999999, np.float32), uniform), vocabulary_size)
 
-    monkeypatch.setattr(statewise_export.choosing.sampler, "add_sampler", mirrored)
+    monkeypatch.setattr(statewise_export.choosing.choice, "add_sampler", mirrored)
     exported = export_traced(traced)
 
     assert missed(exported, tmp_path / "models") == {"sampled tokens"}
@@ -238,7 +237,7 @@ def test_another_draw_of_vectors_is_missed(tmp_path: Path, monkeypatch: pytest.M
         sign = op.constant([1.0] + [-1.0] * head.features, np.float32)
         return add_mixture_sampler(op, output, op.Mul(noise, sign), head)
 
-    monkeypatch.setattr(statewise_export.choosing.mixture, "add_mixture_sampler", mirrored)
+    monkeypatch.setattr(statewise_export.choosing.choice, "add_mixture_sampler", mirrored)
     exported = export_checkpoint(checkpoint, tmp_path / "models")
 
     assert missed(exported, tmp_path / "models") == {"sampled vectors"}

@@ -27,3 +27,12 @@ def test_an_output_that_only_reshapes_is_kept() -> None:
     traced = trace_prediction(EndsInReshape(), spec)
 
     assert traced.output in {name for node in traced.nodes for name in node.output}
+
+
+def test_nodes_carry_no_path_of_the_machine_that_exports() -> None:
+    """Torch notes each node's source lines, by absolute paths; a bundle has none of them."""
+    traced = trace_prediction(
+        EndsInReshape(), ModelSpec(input=RealInput(features=6), head=ValueHead(features=6), max_positions=9)
+    )
+
+    assert all(b".py" not in node.SerializeToString() for node in traced.nodes)

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of the held-out data, on which `statewise export` measures what quantization costs."""
+"""Held-out data in a checkpoint, on which `statewise export` measures the cost of quantization."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from statewise_training.checkpoints.weights import read_weights
 
 Items = NDArray[np.integer[Any]] | NDArray[np.float32]
 Pair = tuple[Items, Items]
-"""A source, and its target with start and end token."""
+"""Source, and target with start and end token."""
 
 MAX_ITEMS = 4096
-"""Items kept, of pairs those of the targets."""
+"""Maximum number of items kept; for pairs, of target items."""
 
 
 def to_tensors(held_out: Items | Sequence[Pair]) -> dict[str, NDArray[Any]]:
-    """The beginning of the held-out data as the tensors of `heldout.safetensors`.
+    """Return the first held-out data as the tensors of `heldout.safetensors`.
 
-    `items`; of pairs also `source`, and the lengths of either side, which lie one after another.
+    `items`; for pairs also `source`, and the lengths of both sides, whose sequences are concatenated.
     """
     if isinstance(held_out, np.ndarray):
         return {"items": _widened(held_out[:MAX_ITEMS])}
@@ -44,7 +44,7 @@ def _widened(items: Items) -> Items:
 
 
 def read_items(path: Path, spec: ModelSpec) -> Items:
-    """Items `[time]` or `[time, features]`. Raises ConfigError where they are not what the model reads."""
+    """Read items `[time]` or `[time, features]`. Raises ConfigError where they do not fit the model."""
     items: Items = _read(path).get("items", np.empty(0))
     if not _are(items, spec.input) or len(items) < 2:
         raise ConfigError(f"{path}: `items` are not two or more of what the model reads")
@@ -52,7 +52,7 @@ def read_items(path: Path, spec: ModelSpec) -> Items:
 
 
 def read_pairs(path: Path, spec: ModelSpec) -> list[Pair]:
-    """Sources and targets. Raises ConfigError where they are not what the model reads."""
+    """Read sources and targets. Raises ConfigError where they do not fit the model."""
     assert spec.source is not None
     tensors = _read(path)
     sources = _cut(tensors.get("source"), tensors.get("source_lengths"), spec.source)
@@ -74,7 +74,7 @@ def _are(items: NDArray[Any], spec: InputSpec) -> bool:
 
 
 def _cut(items: NDArray[Any] | None, lengths: NDArray[Any] | None, spec: InputSpec) -> list[Items] | None:
-    """The items in parts of these lengths; None where that cannot be."""
+    """Cut the items into parts of these lengths; None where they do not fit."""
     if items is None or lengths is None or not _are(items, spec):
         return None
     if lengths.ndim != 1 or lengths.dtype != np.int64 or (lengths < 1).any() or lengths.sum() != len(items):

@@ -14,11 +14,11 @@ from statewise.errors import ConfigError
 from statewise.files import write_atomically
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Eight bits and fewer are left out: such numbers need scales, which lie elsewhere."""
+"""Readable types; eight bits and fewer are left out, because they need scales stored elsewhere."""
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's state dict; a tensor with several names (tied weights) comes once, under the first."""
+    """Write a module's state dict; a tensor with several names (tied weights) is written once, under the first."""
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in module.state_dict(keep_vars=True).items()
@@ -28,7 +28,7 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
-    """Names of tensors that come under an earlier name too, and that name."""
+    """Map each repeated name of a tied tensor to its first name."""
     first: dict[int, str] = {}
     names = module.state_dict(keep_vars=True).items()
     return {name: first[id(tensor)] for name, tensor in names if first.setdefault(id(tensor), name) != name}
@@ -56,7 +56,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy the tensors into the module.
 
-    Raises ConfigError naming what is missing, left over, of another shape, not numbers, or not finite.
+    Raises ConfigError naming tensors that are missing, left over, of another shape, not numbers, or not finite.
     """
     own = module.state_dict()
     tied = tied_names(module)
@@ -94,10 +94,10 @@ def _mismatch(name: str, given: Tensor, own: Tensor) -> str:
 
 
 def rename(tensors: Mapping[str, Tensor], prefixes: Mapping[str, str], source: str) -> dict[str, Tensor]:
-    """Give the tensors new names: `{encoder: embedding}` makes `encoder.weight` to `embedding.weight`.
+    """Give the tensors new names: `{encoder: embedding}` renames `encoder.weight` to `embedding.weight`.
 
-    The longest prefix of whole parts wins. Raises ConfigError for a prefix that no name has, or two tensors
-    of one new name.
+    The longest prefix of whole parts wins. Raises ConfigError for a prefix without a match, or two tensors
+    with one new name.
     """
     unused = set(prefixes)
     renamed: dict[str, Tensor] = {}

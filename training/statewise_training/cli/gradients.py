@@ -24,35 +24,35 @@ def gradients(
     ] = Path("gradients.png"),
     families: Annotated[str, typer.Option(help="Recurrent families, separated by commas.")] = "rnn,lstm,gru",
     distances: Annotated[
-        str, typer.Option(help="How many blanks lie between symbol and answer, separated by commas.")
+        str, typer.Option(help="Numbers of blanks between symbol and answer, separated by commas.")
     ] = "5,10,20,40,80",
     hidden_size: Annotated[int, typer.Option(min=1, max=4096, help="Width of the hidden state.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Steps of training for each family and distance.")] = 600,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and sequences.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and sequences.")] = 0,
 ) -> None:
     """Show why gates exist: gradients against distance in time, for RNN, LSTM and GRU.
 
-    Each family learns to copy: it reads one of eight symbols, then blanks, and at the last blank has to tell the
-    symbol. To learn that, a gradient must come back from the answer to the symbol. In a plain RNN each step back
+    Each family learns to copy: it reads one of eight symbols, then blanks, and at the last blank has to predict the
+    symbol. To learn that, it needs a gradient from the answer back to the symbol. In a plain RNN each step back
     multiplies it by the same matrix and by slopes below one, so it vanishes; the gates of LSTM and GRU let the state,
     and with it the gradient, pass nearly unchanged.
 
-    The picture has the gradient's norm by distance (left) and how far back each family tells the symbol (right).
-    With the defaults it takes about half a minute on one core. Farther back:
+    The picture shows the gradient's norm (left) and the accuracy (right) by distance. The defaults take about half a
+    minute on one core. For longer distances:
 
     `statewise plot gradients --distances 20,80,160 --output far.png`
     """
     asked = _read_distances(distances)
     names = list(dict.fromkeys(name.strip() for name in families.split(",")))
     check_picture_path(output, output.with_suffix(".json"))
-    # Only now torch, which takes a second to import.
+    # Imported only now: torch takes a second.
     import torch
     from rich.console import Console
 
     from statewise_training.gradients import copy_task
     from statewise_training.gradients.study import Settings, draw, write_json
 
-    # Threads would wait for each other at every time step of so small a layer.
+    # In so small a layer, threads would wait for each other at every time step.
     torch.set_num_threads(1)
     for name in names:
         copy_task.build(name, hidden_size, seed)

@@ -19,7 +19,7 @@ def import_(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Checkpoint folder to write; a new one.", show_default=False)
+        Path, typer.Option("--output", "-o", help="Checkpoint folder to write; must be new.", show_default=False)
     ],
     name: Annotated[
         str | None, typer.Option(help="Name of the model; the folder's where absent.", show_default=False)
@@ -28,20 +28,20 @@ def import_(
         int | None,
         typer.Option(
             min=2,
-            help="Longest sequence, prompt and output together; all that the model has where absent.",
+            help="Longest sequence, prompt and output together; the model's own limit where absent.",
             show_default=False,
         ),
     ] = None,
     max_source_positions: Annotated[
         int | None,
         typer.Option(
-            min=2, help="Longest source of an encoder-decoder; all that it has where absent.", show_default=False
+            min=2, help="Longest source of an encoder-decoder; the model's own limit where absent.", show_default=False
         ),
     ] = None,
 ) -> None:
     """Import a checkpoint folder of Hugging Face transformers, ready for `statewise export`.
 
-    Nothing is downloaded, and only safetensors are read: a pickle could run code.
+    Downloads nothing, and reads only safetensors: a pickle could run code.
     """
     from rich.console import Console
 

@@ -45,7 +45,7 @@ def train(
 ) -> None:
     """Train a sequence model and leave a checkpoint folder, ready for `statewise export`.
 
-    The same command, given again, resumes an interrupted run.
+    Give the same command again to resume an interrupted run.
 
     The folder holds the weights, the tokenizer, the configuration, the log, a picture of it and a summary.
 
@@ -56,7 +56,7 @@ def train(
     settings = load_config(config, overrides or [], output)
     if resume and force:
         raise typer.BadParameter("--resume continues a run, --force removes it: give one of them")
-    # Only now torch and Lightning, which take seconds to import: a mistake in the file is told at once.
+    # Imported only now: torch and Lightning take seconds, and an error in the file is reported at once.
     from rich.console import Console
 
     from statewise_training.run import run

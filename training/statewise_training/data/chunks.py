@@ -19,7 +19,7 @@ Body = TypeVar("Body", str, Series)
 Items = NDArray[np.int32] | NDArray[np.float32]
 
 _ENOUGH_DOCUMENTS = 20
-"""With at least this many, whole documents are held out; with fewer, the end of each."""
+"""Number of documents from which whole ones are held out; with fewer, the end of each."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Document(Generic[Body]):
 
     body: Body
     has_start: bool = True
-    """Whether the document's beginning is in this part."""
+    """Whether this part begins with the document's first item."""
     has_end: bool = True
 
 
 def split(bodies: Sequence[Body], held_out: float, seed: int) -> tuple[list[Document[Body]], list[Document[Body]]]:
-    """Return training and held-out documents; about `held_out` of all items is in the second.
+    """Return training and held-out documents; the second has about `held_out` of all items.
 
     Raises ConfigError where one of the two would be empty.
     """
@@ -82,23 +82,23 @@ class Batch(NamedTuple):
     source: Tensor | None = None
     source_lengths: Tensor | None = None
     per_sequence: bool = False
-    """Whether there is one target for each row, and not one for each item."""
+    """Whether each row has one target, rather than each item."""
     num_added: int = 0
-    """Items of each row that `mask` leaves out although they are real: the special tokens around a text."""
+    """Number of real items per row that `mask` leaves out: the special tokens around a text."""
 
     @property
     def lengths(self) -> Tensor:
-        """How many items of each row are real."""
+        """Number of real items in each row."""
         return self.mask.sum(1) + self.num_added
 
     @property
     def num_predictions(self) -> int:
-        """How many targets there are."""
+        """Number of targets."""
         return len(self.items) if self.per_sequence else int(self.mask.sum())
 
 
 class Chunks:
-    """Documents in pieces of `sequence_length` predictions; all but a document's first item are predicted."""
+    """Documents in pieces of `sequence_length` predictions; every item but a document's first is predicted."""
 
     def __init__(self, documents: Sequence[Items], sequence_length: int) -> None:
         starts: list[NDArray[np.int64]] = []
@@ -134,7 +134,7 @@ class Chunks:
         """Return these chunks, right-padded with zeros."""
         lengths = self.lengths[indices]
         time = torch.arange(int(lengths.max()) + 1)
-        # A ragged chunk's padding would read the next document, or past the end: clamp, then blank it.
+        # The padding of a short chunk would read the next document, or past the end: clamp, then blank it.
         window = self.items[(self.starts[indices][:, None] + time).clamp(max=len(self.items) - 1)]
         mask = time[:-1] < lengths[:, None]
         if not window.is_floating_point():
@@ -147,8 +147,8 @@ class Chunks:
 class TrainingStream:
     """Endless shuffled batches; batch `k` depends on the seed and `k` alone.
 
-    So a run that resumes at step `k` gets the batch that it would have had. Epochs follow one
-    another without a gap: each chunk comes once in each, and every batch is full.
+    A run resumed at step `k` therefore gets the same batch as an unbroken one. Epochs follow one
+    another without a gap: each has every chunk once, and every batch is full.
     """
 
     def __init__(self, chunks: Chunks, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -162,11 +162,11 @@ class TrainingStream:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps, over all devices together, in which each chunk comes once."""
+        """Number of steps, over all devices together, that use each chunk once."""
         return len(self.chunks) / (self.batch_size * self.world_size)
 
     def batch(self, step: int) -> Batch:
-        """Return the share of a step that falls to this device."""
+        """Return this device's share of a step's batch."""
         first = (step * self.world_size + self.rank) * self.batch_size
         epochs, places = np.divmod(np.arange(first, first + self.batch_size), len(self.chunks))
         parts = [self._shuffled(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
@@ -181,7 +181,7 @@ class TrainingStream:
 
 
 class Rounds:
-    """The batches that Lightning iterates over: one pass goes from the current step to the end of its round."""
+    """Batches for Lightning to iterate over: one pass goes from the current step to the end of its round."""
 
     def __init__(
         self, stream: TrainingStream, *, steps_per_round: int, num_steps: int, current_step: Callable[[], int]
@@ -193,7 +193,7 @@ class Rounds:
 
     @property
     def num_rounds(self) -> int:
-        """Rounds in the whole run; the last may be shorter."""
+        """Number of rounds in the whole run; the last may be shorter."""
         return -(-self.num_steps // self.steps_per_round)
 
     def __iter__(self) -> Iterator[Batch]:

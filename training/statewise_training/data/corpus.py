@@ -35,8 +35,8 @@ def read_texts(data: CorpusData | TextData | JSONLData) -> list[str]:
 def python_docs() -> list[str]:
     """Return the topics of Python's own documentation (`pydoc_data.topics`), sorted by their names.
 
-    Many topics are excerpts of others (`if` and `while` of `compound`); one that mostly repeats longer ones
-    is left out, so that no held-out document has been seen in training.
+    Many topics are excerpts of others (`if` and `while` of `compound`); topics that mostly repeat longer ones
+    are left out, so that training sees no held-out document.
     """
     from pydoc_data.topics import topics
 
@@ -64,11 +64,11 @@ def read_series(data: SeriesData) -> list[Series]:
 
 
 def expand(patterns: Sequence[str], setting: str = "data.files") -> list[Path]:
-    """Return the files that paths and glob patterns name, sorted. Raises ConfigError, naming the setting, for none."""
+    """Return the sorted files of paths and glob patterns. Raises ConfigError naming the setting if there are none."""
     paths: set[Path] = set()
     for pattern in patterns:
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207 # Path.glob takes no absolute pattern
-        # A name with brackets is a pattern to glob, and may be a file all the same.
+        # glob reads a name with brackets as a pattern; it may still be a file.
         found = [path for path in found or [Path(pattern)] if path.is_file()]
         if not found:
             raise ConfigError(f"{setting}: {pattern!r} matches no file (working directory: {Path.cwd()})")
@@ -82,9 +82,9 @@ def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return every object of a JSON Lines file, with its place for errors.
+    """Yield every object of a JSON Lines file, with its position for errors.
 
-    Raises ConfigError for a line that is no object.
+    Raises ConfigError for a line that is not an object.
     """
     # Not splitlines(), which also splits at characters that JSON allows inside a string.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -104,14 +104,14 @@ def _parse_line(line: str, place: str) -> dict[str, Any]:
 
 
 def member(record: dict[str, Any], field: str, place: str, setting: str) -> Any:
-    """Return the member of an object. Raises ConfigError, naming the setting that chooses it, where there is none."""
+    """Return the member of an object. Raises ConfigError naming the setting that chooses it if it is missing."""
     if field not in record:
         raise ConfigError(f"{place}: no member {field!r} (it has {', '.join(record)}); set {setting}")
     return record[field]
 
 
 def text_member(record: dict[str, Any], field: str, place: str, setting: str) -> str:
-    """Return the member of an object that is a text. Raises ConfigError where it is none."""
+    """Return the text in a member of an object. Raises ConfigError where it is not a text."""
     text = member(record, field, place, setting)
     if not isinstance(text, str):
         raise ConfigError(f"{place}: {field!r} must be a string, got {type(text).__name__}")

@@ -15,21 +15,21 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PairCounts:
-    """How often each token came after each other one.
+    """Counts of each pair of neighbouring tokens.
 
-    Only pairs that occur are kept: a full table of a large vocabulary would not fit into memory.
+    Stores only pairs that occur: a full table of a large vocabulary would not fit into memory.
     """
 
     vocabulary_size: int
     pairs: Ids
-    """`previous * vocabulary_size + following` of each pair that occurs, rising."""
+    """Keys `previous * vocabulary_size + following` of the pairs that occur, ascending."""
     counts: Ids
-    """How often each of `pairs` occurs."""
+    """Count of each of `pairs`."""
     context_counts: Ids
-    """How often each token is followed by any, `[vocabulary_size]`."""
+    """Count of each token as the first of a pair, `[vocabulary_size]`."""
 
     def probabilities(self, previous: Ids, following: Ids, smoothing: float = 1.0) -> NDArray[np.float64]:
-        """Lidstone's (count(a, b) + smoothing) / (count(a) + smoothing * vocabulary_size) of some pairs."""
+        """Lidstone estimates of some pairs: (count(a, b) + smoothing) / (count(a) + smoothing * vocabulary_size)."""
         wanted = previous * self.vocabulary_size + following
         places = np.searchsorted(self.pairs, wanted).clip(max=len(self.pairs) - 1)
         seen = np.where(self.pairs[places] == wanted, self.counts[places], 0)
@@ -52,7 +52,7 @@ def count_pairs(documents: Sequence[Items], vocabulary_size: int) -> PairCounts:
 
 
 def neighbours(documents: Sequence[Items]) -> tuple[Ids, Ids]:
-    """The item before each predicted item of all documents, and that item."""
+    """Return previous and following item of every pair of neighbours, over all documents."""
     previous = np.concatenate([document[:-1] for document in documents]).astype(np.int64)
     following = np.concatenate([document[1:] for document in documents]).astype(np.int64)
     return previous, following

@@ -1,4 +1,4 @@
-"""A run's data, ready to train on: split, encoded or standardised, cut into chunks, and fingerprinted."""
+"""Data of a run, ready for training: split, encoded or standardised, cut into chunks, and fingerprinted."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ class Dataset:
     train: Chunks | Pairs | LabelledSequences
     held_out: Chunks | Pairs | LabelledSequences
     train_documents: list[Items]
-    """Each with its special tokens, if it has any."""
+    """Documents, each with its special tokens, if any."""
     held_out_documents: list[Items]
     spec: DataSpec
     sha256: str
-    """Of all items; tells whether a resumed run still has the data that it began with."""
+    """Hash of all items; detects changed data when a run is resumed."""
     encoder: TextEncoder | None = None
     held_out_characters: int | None = None
-    """Characters of the held-out text, special tokens not counted."""
+    """Number of characters in the held-out text, without special tokens."""
     standardization: Standardization | None = None
     notes: tuple[str, ...] = ()
-    """For the user, such as how much of the text the tokenizer does not know."""
+    """Notes for the user, such as the share of text unknown to the tokenizer."""
 
     @property
     def is_labelled(self) -> bool:
-        """Whether something is to be said of whole sequences, rather than which item comes next."""
+        """Whether the data has labels or values to predict, rather than the next item."""
         return isinstance(self.train, LabelledSequences)
 
     @property
@@ -58,7 +58,7 @@ class Dataset:
 
 
 def prepare(config: TrainConfig) -> Dataset:
-    """Read and prepare the data of a run. Raises ConfigError naming what cannot be used."""
+    """Read and prepare the data of a run. Raises ConfigError naming the unusable part."""
     if isinstance(config.data, SeriesData):
         return _prepare_series(config, config.data)
     if isinstance(config.data, LabelledData):
@@ -71,7 +71,7 @@ def prepare(config: TrainConfig) -> Dataset:
 def _prepare_text(config: TrainConfig) -> Dataset:
     assert not isinstance(config.data, SeriesData | PairsData | LabelledData)
     train, held_out = split(read_texts(config.data), config.data.held_out, config.data.split_seed)
-    # Fitted to the training part alone: the held-out text must be as unseen as any other.
+    # Fitted to the training part alone: the held-out text must stay unseen.
     encoder = make_encoder(config.text_tokenizer, [document.body for document in train])
     encoded = [[_encode(document, encoder) for document in part] for part in (train, held_out)]
     texts = [[document.body for document in part] for part in (train, held_out)]
@@ -140,7 +140,7 @@ def _prepare_pairs(config: TrainConfig, data: PairsData) -> Dataset:
 
 
 def _texts(pairs: Sequence[Pair]) -> list[str]:
-    """All targets, then all sources that are texts."""
+    """Texts of all targets, then of all sources that are texts."""
     return [*(pair.target for pair in pairs), *(pair.source for pair in pairs if isinstance(pair.source, str))]
 
 
@@ -155,7 +155,7 @@ def _encode_pairs(pairs: Sequence[Pair], encoder: TextEncoder) -> Pairs:
 
 
 def _around(encoder: TextEncoder | None) -> list[NDArray[np.int32]]:
-    """The special tokens around every text as part of the data's fingerprint; none where there are none."""
+    """Special tokens around every text, for the data's fingerprint; empty if there are none."""
     surround = encoder.surround if encoder else Surround()
     return [np.array(side, np.int32) for side in (surround.before, surround.after) if surround.num_tokens]
 

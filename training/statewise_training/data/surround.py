@@ -1,4 +1,4 @@
-"""The tokens that a tokenizer's post-processor puts around a text, found by what it does to some texts."""
+"""Tokens that a tokenizer's post-processor puts around a text, found by encoding some texts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from statewise.rules.text import load_tokenizer
 
 _WORDS = ("a", "Hello, world", "1 2 3")
 _NUM_OWN = 16
-"""Tokens of the vocabulary that serve as texts too, where the tokenizer may know no ordinary word."""
+"""Number of vocabulary tokens tried as texts, in case the tokenizer knows no ordinary word."""
 
 
 def surround_of(tokenizer: Tokenizer, name: str) -> Surround:
     """Return the tokens that the post-processor puts before and after every text.
 
-    The tokenizer must neither truncate nor pad; `name` stands for it in errors. Raises ConfigError where the tokens are
-    not the same for every text.
+    The tokenizer must neither truncate nor pad; `name` stands for it in errors. Raises ConfigError where the tokens
+    differ between texts.
     """
     found: set[tuple[tuple[int, ...], tuple[int, ...]]] | None = None
     for text in _texts(tokenizer):
@@ -46,7 +46,7 @@ def surround_of(tokenizer: Tokenizer, name: str) -> Surround:
 
 
 def _texts(tokenizer: Tokenizer) -> Iterator[str]:
-    # Of an empty text only the added tokens are left: it fits any split of these.
+    # An empty text gives only the added tokens, which fit any split into before and after.
     yield ""
     yield from _WORDS
     added = tokenizer.get_added_tokens_decoder()
@@ -61,7 +61,7 @@ def encoder_vocabulary(spec: ModelSpec) -> int | None:
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """Load a tokenizer as the server does. Raises ConfigError for a file that is none."""
+    """Load a tokenizer as the server does. Raises ConfigError for an invalid file."""
     try:
         return load_tokenizer(file)
     except Exception as error:  # tokenizers raises bare Exception for every fault
@@ -69,9 +69,9 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 def with_surround(special_tokens: SpecialTokens, spec: ModelSpec, tokenizer_file: Path | None) -> SpecialTokens:
-    """Return the special tokens with those around a text, taken from the tokenizer where none are given.
+    """Complete the special tokens with the ones around a text, taken from the tokenizer unless given.
 
-    Raises ConfigError for a model that can use none, and for tokens outside its vocabulary.
+    Raises ConfigError for a model that cannot use them, and for tokens outside its vocabulary.
     """
     vocabulary_size, surround = encoder_vocabulary(spec), special_tokens.surround
     if vocabulary_size is None:

@@ -24,12 +24,12 @@ from statewise_training.data.surround import surround_of
 START, END, UNKNOWN = "<start>", "<end>", "<unknown>"
 
 _PIECE = 1 << 20
-"""Characters encoded at once, so that one huge file does not become one huge list of tokens."""
+"""Maximum number of characters encoded at once, so that a huge file does not become one huge list of tokens."""
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A tokenizer, and which of its tokens start and end a document."""
+    """Tokenizer with the start and end tokens of a document."""
 
     tokenizer: Tokenizer
     special_tokens: SpecialTokens
@@ -43,23 +43,23 @@ class TextEncoder:
     def surround(self) -> Surround:
         """Tokens that the tokenizer puts around a text that an encoder reads.
 
-        Raises ConfigError where they are not the same for every text.
+        Raises ConfigError where they differ between texts.
         """
         return surround_of(self.tokenizer, "tokenizer.file")
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Return the ids of a text, without special tokens: a text that spells `<end>` is only text."""
+        """Return the ids of a text, without special tokens: `<end>` spelled in a text is plain text."""
         encodings = self.tokenizer.encode_batch_fast(list(_pieces(text)), add_special_tokens=False)
         parts = [np.array(encoding.ids, np.int32) for encoding in encodings]
         return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
     def encode_surrounded(self, text: str) -> NDArray[np.int32]:
-        """Return the ids of a text between the tokens that stand around it; none for a text without a token."""
+        """Return the ids of a text with the tokens around it; empty for a text without a token."""
         ids = self.encode(text)
         return np.array([*self.surround.before, *ids, *self.surround.after], np.int32) if len(ids) else ids
 
     def pieces_of(self, text: str, token: int) -> list[str]:
-        """Return the pieces of a text that have become this token."""
+        """Return the pieces of a text that are encoded as this token."""
         pieces = list(_pieces(text))
         encodings = self.tokenizer.encode_batch(pieces, add_special_tokens=False)
         return [
@@ -70,7 +70,7 @@ class TextEncoder:
         ]
 
     def encode_with_ends(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Return the ids of a text, and for each the index of the character behind its last one."""
+        """Return the ids of a text, and for each its end index in characters, exclusive."""
         pieces = list(_pieces(text))
         shifts = np.cumsum([0, *map(len, pieces)])[:-1]
         encodings = self.tokenizer.encode_batch(pieces, add_special_tokens=False)
@@ -100,7 +100,7 @@ def make_encoder(config: TokenizerConfig, texts: Sequence[str]) -> TextEncoder:
 
 
 def characters(texts: Sequence[str]) -> Tokenizer:
-    """One token per character that occurs in the texts; every other one becomes `<unknown>`."""
+    """Make a tokenizer with one token per character in the texts; all others become `<unknown>`."""
     alphabet = sorted(set().union(*texts))
     vocabulary = {token: index for index, token in enumerate((START, END, UNKNOWN, *alphabet))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -111,7 +111,7 @@ def characters(texts: Sequence[str]) -> Tokenizer:
 
 
 def byte_level() -> Tokenizer:
-    """One token per byte: id 2 is byte 0, id 257 is byte 255, before them `<start>` and `<end>`."""
+    """Make a tokenizer with one token per byte: ids 0 and 1 are `<start>` and `<end>`, 2 to 257 the bytes."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     # GPT-2's spelling: printable bytes stand for themselves, the others are shifted above U+0100, in order.
     printable = [byte for byte in range(256) if chr(byte) in alphabet]
@@ -122,7 +122,7 @@ def byte_level() -> Tokenizer:
 
 
 def byte_pairs(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
-    """At most `vocabulary_size` tokens: every byte, and the byte pairs most frequent in the texts."""
+    """Train a tokenizer of at most `vocabulary_size` tokens: all bytes, and the texts' most frequent byte pairs."""
     tokenizer = _with_byte_level(Tokenizer(models.BPE()))
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -136,7 +136,7 @@ def byte_pairs(texts: Sequence[str], vocabulary_size: int) -> Tokenizer:
 
 def _with_byte_level(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    # Bytes that end inside a character decode to U+FFFD.
+    # An incomplete character decodes to U+FFFD.
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([_special(START), _special(END)])
     return tokenizer
@@ -158,8 +158,8 @@ def _from_file(config: FileTokenizer) -> TextEncoder:
 
 
 def _encoder(tokenizer: Tokenizer, start: str | None, end: str | None) -> TextEncoder:
-    # Special tokens in a text are text; they mean something only where the program puts them. The file does
-    # not record this.
+    # Special tokens in a text are text; only the program inserts them as such. The file does not
+    # record this.
     tokenizer.encode_special_tokens = True
     # A file may ask for padding and truncation, which would corrupt the data silently.
     tokenizer.no_padding()

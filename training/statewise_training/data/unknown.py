@@ -1,4 +1,4 @@
-"""Text that a tokenizer does not know: every such piece becomes one and the same token."""
+"""Text unknown to a tokenizer: every unknown piece becomes the same token."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _NUM_EXAMPLES = 5
 
 
 def describe_unknown(encoder: TextEncoder, texts: Sequence[str], ids: Sequence[Items], side: str) -> str | None:
-    """Return a note on the unknown tokens of some texts, with the most frequent ones; None where there are none.
+    """Return a note on the unknown tokens of some texts, with the most frequent ones; None if there are none.
 
-    `ids` are those of the texts, without or with special tokens; `side` names the part of the data: training, held-out.
+    `ids` encode the texts, without or with special tokens; `side` names the part of the data: training, held-out.
     """
     unknown = unknown_id(encoder)
     if unknown is None:
@@ -41,7 +41,7 @@ def describe_unknown(encoder: TextEncoder, texts: Sequence[str], ids: Sequence[I
 
 
 Side = tuple[Sequence[str], Sequence[Items]]
-"""Texts, and the ids of each."""
+"""Texts and their ids."""
 
 
 def notes_on(encoder: TextEncoder, train: Side, held_out: Side) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def notes_on(encoder: TextEncoder, train: Side, held_out: Side) -> tuple[str, ..
 
 
 def unknown_id(encoder: TextEncoder) -> int | None:
-    """Return the id of the token for everything unknown; None where the tokenizer has none."""
+    """Return the id of the unknown token; None if the tokenizer has none."""
     model = encoder.tokenizer.model
     if isinstance(model, models.Unigram):
         found: int | None = json.loads(encoder.tokenizer.to_str())["model"].get("unk_id")

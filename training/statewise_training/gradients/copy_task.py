@@ -1,7 +1,7 @@
-"""The copy task: one symbol, then blanks; at the last blank the symbol has to be told.
+"""The copy task: one symbol, then blanks; at the last blank the symbol must be predicted.
 
-What must be remembered is least, and for how long is known, so it shows how far back a family learns
-(Hochreiter and Schmidhuber 1997, section 5, has it with noise in place of blanks).
+The memory needed is minimal and its duration known, so accuracy shows the distance over which a family learns
+(Hochreiter and Schmidhuber 1997, section 5, with noise in place of blanks).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True)
 class CopyModel:
-    """A family's step function over the symbols and the blank."""
+    """Step function of a family, over the symbols and the blank."""
 
     family: str
     module: nn.Module
@@ -43,7 +43,7 @@ class CopyModel:
 
 
 def build(family: str, hidden_size: int, seed: int) -> CopyModel:
-    """A fresh model. Raises ConfigError for a family that does not exist or carries no vectors through time."""
+    """Build an untrained model. Raises ConfigError for an unknown family, or one without vectors as state."""
     try:
         plugin = load_plugin(family)
         config = plugin.config_class.model_validate({"vocabulary_size": NUM_SYMBOLS + 1, "hidden_size": hidden_size})
@@ -66,13 +66,13 @@ def _refusal(family: str) -> str:
 
 
 def make_batch(num_rows: int, distance: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Items int64 `[row, distance + 1]`, a symbol and `distance` blanks; and the symbols `[row]`."""
+    """Draw items int64 `[row, distance + 1]`, a symbol and `distance` blanks, and the symbols `[row]`."""
     symbols = torch.randint(NUM_SYMBOLS, (num_rows,), generator=generator)
     return F.pad(symbols[:, None], (0, distance), value=_BLANK), symbols
 
 
 def train(model: CopyModel, distance: int, num_steps: int, seed: int, on_step: Callable[[], object]) -> None:
-    """Adam, on batches whose distance is drawn from 1 to `distance`: near ones show the way to far ones."""
+    """Train with Adam on batches of random distance, 1 to `distance`: short distances help to learn long ones."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.module.parameters(), lr=_LEARNING_RATE)
     for _ in range(num_steps):
@@ -87,7 +87,7 @@ def train(model: CopyModel, distance: int, num_steps: int, seed: int, on_step: C
 
 @torch.inference_mode()
 def measure_accuracy(model: CopyModel, distance: int, seed: int) -> float:
-    """Share of fresh sequences whose symbol is told after `distance` blanks; blanks are never told."""
+    """Share of new sequences whose symbol is predicted after `distance` blanks; blanks are not candidates."""
     items, symbols = make_batch(_NUM_TEST_ROWS, distance, torch.Generator().manual_seed(seed + 1))
     return float((model.logits(items)[:, :NUM_SYMBOLS].argmax(-1) == symbols).float().mean())
 
@@ -95,8 +95,8 @@ def measure_accuracy(model: CopyModel, distance: int, seed: int) -> float:
 def gradient_norms(model: CopyModel, distance: int, seed: int) -> list[float]:
     """Norm of d(logit of the right symbol) / d(state 1, 2, ... `distance` steps back), relative to the first.
 
-    The mean over rows of the Euclidean norm over all state vectors. Of the logit, not of the loss: the loss of a model
-    that has solved the task is flat.
+    Mean over rows of the Euclidean norm over all state vectors. Uses the logit, not the loss: the loss of a model that
+    has solved the task is flat.
     """
     items, symbols = make_batch(_NUM_TEST_ROWS, distance, torch.Generator().manual_seed(seed + 1))
     state = zero_state(model.spec, len(items), 0)
@@ -106,7 +106,7 @@ def gradient_norms(model: CopyModel, distance: int, seed: int) -> list[float]:
         hidden, state = model.module(item[:, None], one, state)
         states.append(state)
     told = model.module.head(hidden)[:, -1].gather(1, symbols[:, None]).sum()
-    # The last state is no ancestor of the output beside it.
+    # The last state is not an input of the output computed with it.
     vectors = [torch.stack(gradients) for gradients in _gradients(told, states[-2::-1])]
     norms = [float(vector.square().sum((0, 2)).sqrt().mean()) for vector in vectors]
     return [norm / norms[0] for norm in norms]

@@ -1,4 +1,4 @@
-"""What gates are for: gradients against distance in time, and how far back each family learns to copy."""
+"""Study of gates: gradients and copying accuracy against distance in time, by family."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from statewise_training.gradients import copy_task
 
 _COLORS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:brown")
 _FLOOR = 1e-12
-"""The picture's lower edge: a gradient that small teaches nothing."""
+"""Lower limit of the gradient axis: so small a gradient has no effect."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained, and how long."""
+    """Settings of the study's models and their training."""
 
     distances: tuple[int, ...]
-    """Ascending; one model per family is trained for each."""
+    """Distances, ascending; each trains one model per family."""
     hidden_size: int
     num_steps: int
     seed: int
@@ -29,21 +29,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Family:
-    """What was measured of one family; gradients are relative to that one step back, from there on."""
+    """Measurements of one family; gradients are relative to the one a single step back, which comes first."""
 
     name: str
     num_parameters: int
     accuracy: dict[int, float]
-    """By distance."""
+    """Accuracy by distance."""
     gradient_untrained: list[float]
     gradient_trained: list[float]
-    """Of the model for the largest distance."""
+    """Gradients of the model for the largest distance."""
 
 
 def measure(
     name: str, settings: Settings, on_step: Callable[[], object], on_model: Callable[[int, float], object]
 ) -> Family:
-    """Train a family for every distance; `on_model` is told each distance and its accuracy."""
+    """Train a family for every distance; `on_model` is called with each distance and its accuracy."""
     accuracy = {}
     farthest = settings.distances[-1]
     untrained = copy_task.gradient_norms(
@@ -64,7 +64,7 @@ def measure(
 
 
 def write_json(families: Sequence[Family], settings: Settings, path: Path) -> None:
-    """All that the picture shows, in numbers."""
+    """Write the numbers that the picture shows."""
     content = {
         "task": "copy",
         "num_symbols": copy_task.NUM_SYMBOLS,
@@ -75,7 +75,7 @@ def write_json(families: Sequence[Family], settings: Settings, path: Path) -> No
 
 
 def draw(families: Sequence[Family], settings: Settings, path: Path) -> None:
-    """Two panels as PNG: gradient norm against distance, accuracy against distance."""
+    """Draw two panels as PNG: gradient norm against distance, accuracy against distance."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -85,7 +85,7 @@ def draw(families: Sequence[Family], settings: Settings, path: Path) -> None:
     for index, family in enumerate(families):
         color = _COLORS[index % len(_COLORS)]
         _draw_gradients(gradient, family, color)
-        # Families that solve the task lie on one line: each later one is narrower, so that all are seen.
+        # Families that solve the task coincide: each later line is narrower, so that all stay visible.
         width = max(4.5 - 1.5 * index, 1.0)
         points = list(family.accuracy), list(family.accuracy.values())
         accuracy.plot(*points, marker="o", ms=4 + 1.5 * width, lw=width, color=color, label=family.name.upper())
@@ -110,7 +110,7 @@ def _finish_gradients(axes: Any, settings: Settings) -> None:
         xlabel="distance d (steps back)",
         ylabel="gradient norm of the state d steps back,\nrelative to one step back (log scale)",
     )
-    # Room for the legend above the curves.
+    # Leave room for the legend above the curves.
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(bottom, _FLOOR), 100 * top)
     axes.grid(alpha=0.3)

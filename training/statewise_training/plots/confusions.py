@@ -1,4 +1,4 @@
-"""Which label was taken for which, as a picture."""
+"""Picture of a confusion matrix."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from statewise.files import atomic_file
 
 _MOST_NUMBERS = 20
-"""Labels up to which each cell has its number."""
+"""Maximum number of labels for which cells show their numbers."""
 
 
 def plot_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], path: Path, *, title: str) -> None:
-    """How often a label (row) was predicted as which (column), as PNG; the shade is the share of the row."""
+    """Plot a confusion matrix, true label by row and predicted by column, as PNG; shaded by the share of the row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

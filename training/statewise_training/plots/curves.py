@@ -1,4 +1,4 @@
-"""The log of a run, put together from its attempts, and its picture."""
+"""Log of a run, merged from its attempts, and its picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ("step", "train_loss", "validation_loss", "validation_accuracy", "lear
 
 
 def collect(logs: Path) -> list[Row]:
-    """Rows by step, from the log of every attempt; where two attempts ran the same step, the later one's."""
+    """Collect rows by step from the logs of all attempts; for a repeated step, the later attempt's."""
     rows: dict[int, Row] = {}
     attempts = sorted(
         logs.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.removeprefix("version_"))
@@ -33,7 +33,7 @@ def collect(logs: Path) -> list[Row]:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One row per logged step; what was not measured there is empty, and accuracy is of labels alone."""
+    """Write one row per logged step; values not measured there are empty, and only labels have accuracy."""
     text = io.StringIO()
     columns = [name for name in COLUMNS if name != "validation_accuracy" or any(name in row for row in rows)]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -43,7 +43,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot(rows: Sequence[Row], path: Path, *, title: str, unit: str, best_step: int) -> None:
-    """Training and validation loss over the steps, and accuracy where there are labels, as PNG."""
+    """Plot training and validation loss over the steps, and accuracy for labels, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

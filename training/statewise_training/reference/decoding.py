@@ -1,6 +1,6 @@
-"""The reference decoder: PyTorch, eager, the rules of statewise.rules.sampling and statewise.rules.mixture.
+"""The reference decoder: eager PyTorch with the rules of statewise.rules.sampling and statewise.rules.mixture.
 
-What the served model is held against.
+The certificate compares the served model with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ReferenceDecoder:
     def outputs(self, rows: Sequence[Items], sources: Sequence[Items] | None = None) -> list[NDArray[np.float32]]:
         """Outputs at every position of every row, `[time, output_size]` each (teacher forcing).
 
-        `sources`: of each row, `[source]` or `[source, features]`, where the model has one.
+        `sources`: one per row, `[source]` or `[source, features]`, for a model that reads sources.
         """
         items, lengths = _pad(rows)
         hidden, _ = self.step(items, lengths, self._first_state(len(rows), items.shape[1], sources))
@@ -49,7 +49,7 @@ class ReferenceDecoder:
         num_items: int,
         sources: Sequence[Items] | None = None,
     ) -> tuple[list[Items], list[NDArray[np.float32]]]:
-        """Continue every prompt by `num_items`; end tokens do not end anything.
+        """Continue every prompt by `num_items`; end tokens do not stop it.
 
         Returns the items of each row and the outputs they were chosen from, `[num_items, size]` each.
         """
@@ -83,7 +83,7 @@ def next_item(
     chosen: Sequence[NDArray[np.generic]],
     noise: Any,
 ) -> NDArray[np.generic]:
-    """The item after those chosen so far, from an output `[output_size]` and the noise of its position."""
+    """Choose the next item from an output `[output_size]`, the items so far and the noise of its position."""
     if isinstance(head, MixtureHead):
         return mixture.choose(output, head, params.temperature, noise)
     if isinstance(head, ValueHead):

@@ -12,9 +12,9 @@ from statewise_training.data.counting import count_pairs, neighbours
 
 
 def unigram_bits(train: Sequence[Items], held_out: Sequence[Items], vocabulary_size: int) -> float:
-    """Bits that an order-0 model takes for the held-out items, its counts from `train`, add-one smoothed.
+    """Bits of the held-out items under an order-0 model: counts of `train`, add-one smoothed.
 
-    Documents are token ids; the first item of each is given, not predicted, as it is to every model here.
+    Documents are token ids; the first item of each is given, not predicted, as for every model here.
     """
     counts = np.bincount(neighbours(train)[1], minlength=vocabulary_size) + 1
     probabilities = counts / counts.sum()
@@ -22,7 +22,7 @@ def unigram_bits(train: Sequence[Items], held_out: Sequence[Items], vocabulary_s
 
 
 def bigram_bits(train: Sequence[Items], held_out: Sequence[Items], vocabulary_size: int) -> float:
-    """Bits that an order-1 model takes: (count(a, b) + 1) / (count(a) + vocabulary_size)."""
+    """Bits of the held-out items under an order-1 model: (count(a, b) + 1) / (count(a) + vocabulary_size)."""
     probabilities = count_pairs(train, vocabulary_size).probabilities(*neighbours(held_out))
     return float(-np.log2(probabilities).sum())
 
@@ -34,23 +34,23 @@ def frequency_nats(train: NDArray[np.int64], held_out: NDArray[np.int64], num_la
 
 
 def last_value_error(held_out: Sequence[Items]) -> float:
-    """Mean squared error of predicting that each vector repeats the one before."""
+    """Mean squared error of predicting each vector by the previous one."""
     differences = np.concatenate([np.diff(document.astype(np.float64), axis=0) for document in held_out])
     return float(np.square(differences).mean())
 
 
 def last_value_nats(train: Sequence[Items], held_out: Sequence[Items]) -> float:
-    """Nats per item of a Gaussian random walk, its steps as in the training part."""
+    """Nats per item of a Gaussian random walk, with steps fitted to the training part."""
     return _gaussian_nats(*(np.concatenate([np.diff(item, axis=0) for item in part]) for part in (train, held_out)))
 
 
 def independent_nats(train: Sequence[Items], held_out: Sequence[Items]) -> float:
-    """Nats per item of independent draws from one Gaussian, that of the training part."""
+    """Nats per item of independent draws from one Gaussian, fitted to the training part."""
     return _gaussian_nats(np.concatenate(train), np.concatenate([document[1:] for document in held_out]))
 
 
 def _gaussian_nats(train: Items, held_out: Items) -> float:
-    """Mean negative log-density of vectors `[item, features]` under the Gaussian of others."""
+    """Mean negative log-density of vectors `[item, features]` under the Gaussian fitted to `train`."""
     mean = train.mean(axis=0, dtype=np.float64)
     factor = np.linalg.cholesky(np.cov(train.T.astype(np.float64)).reshape(len(mean), -1) + 1e-9 * np.eye(len(mean)))
     whitened = np.linalg.solve(factor, (held_out - mean).T)

@@ -1,4 +1,4 @@
-"""The check that a run has learnt something: its validation loss against a prediction that ignores the input."""
+"""Check that a run has learnt something: its validation loss against a prediction that ignores the input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PREDICTORS = {
     "mean": "the mean of the training data",
     "most_frequent_label": "label frequencies alone",
 }
-"""The predictor behind `Summary.baseline_loss`, by the baseline that the summary has beside it."""
+"""Predictor behind `Summary.baseline_loss`, by the name of the baseline in the summary."""
 
 
 def check_learnt(summary: Summary, config: TrainConfig, console: Console) -> None:
@@ -25,7 +25,7 @@ def check_learnt(summary: Summary, config: TrainConfig, console: Console) -> Non
     baseline = summary.baseline_loss
     if not summary.steps or baseline is None or summary.validation_loss <= baseline:
         return
-    # An overconfident classifier can have a high loss and still be right far more often than a guess.
+    # An overconfident classifier can have a high loss and still be far more accurate than guessing.
     if summary.accuracy is not None and summary.accuracy > summary.baselines["most_frequent_label"]:
         return
     predictor = next(described for name, described in _PREDICTORS.items() if name in summary.baselines)

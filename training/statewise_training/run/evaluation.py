@@ -1,4 +1,4 @@
-"""The figures of a finished run: the kept weights on the held-out data, beside the baselines."""
+"""Figures of a finished run: the kept weights on the held-out data, and baselines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from statewise_training.run.module import run_batch
 
 
 class Summary(BaseModel):
-    """`summary.json`."""
+    """Record in `summary.json`."""
 
     name: str
     plugin: str
@@ -36,10 +36,10 @@ class Summary(BaseModel):
     steps: int
     best_step: int
     seconds: float
-    """Training time, over all attempts of a run that was resumed."""
+    """Training time in seconds, over all attempts of a resumed run."""
     steps_per_second: float
     validation_loss: float
-    """Of the kept weights, over the held-out data in chunks of `trainer.sequence_length` from zero state."""
+    """Loss of the kept weights over the held-out data, in chunks of `trainer.sequence_length` from zero state."""
     unit: str
     held_out_items: int
     held_out_characters: int | None = None
@@ -47,18 +47,18 @@ class Summary(BaseModel):
     exact_match: float | None = None
     """Pairs: share of held-out sources whose greedy output is the target."""
     exact_match_pairs: int | None = None
-    """Pairs that were decoded for it."""
+    """Number of pairs decoded for the exact match."""
     baselines: dict[str, float]
-    """By the same measure: bits per character for text, accuracy for labels, else the validation loss."""
+    """Baselines in the same measure: bits per character for text, accuracy for labels, else the validation loss."""
     baseline_loss: float | None = None
     """Validation loss of a prediction that ignores the input, such as token frequencies; embeddings have none."""
     accuracy: float | None = None
-    """Share of the held-out labels that are predicted; of embeddings, by the nearest mean of a label."""
+    """Share of the held-out labels predicted correctly; for embeddings, by the nearest mean of a label."""
     macro_f1: float | None = None
-    """Mean of the F1 of all labels that are held out or predicted."""
+    """Mean F1 over all labels that are held out or predicted."""
     labels: dict[str, LabelFigures] | None = None
     confusion: tuple[tuple[int, ...], ...] | None = None
-    """How often a label (row) was predicted as which (column), in the order of `labels`."""
+    """Confusion matrix: true label by row, predicted by column, in the order of `labels`."""
     data_sha256: str
     initialized_from: str | None = None
 
@@ -76,7 +76,7 @@ def held_out_loss(checkpoint: Checkpoint, chunks: Chunks, batch_size: int) -> fl
 
 
 def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[str, Any]:
-    """Return the part of a summary that follows from weights and data."""
+    """Return the summary's fields that depend on weights and data."""
     loss = held_out_loss(checkpoint, dataset.held_out, batch_size)
     items = dataset.held_out.num_predictions
     figures: dict[str, Any] = {
@@ -120,7 +120,7 @@ def measure(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[s
 
 
 def _answer_baseline(checkpoint: Checkpoint, dataset: Dataset, answers: dict[str, Any]) -> float | None:
-    """The loss of predicting the frequencies of the training labels, or their mean; None for embeddings."""
+    """Loss of predicting the frequencies of the training labels, or their mean; None for embeddings."""
     if dataset.spec.labels is None:
         return float(answers["baselines"]["mean"])
     if checkpoint.plugin.spec(checkpoint.config).head.kind == "embedding":

@@ -1,4 +1,4 @@
-"""Exact match: the share of targets that greedy decoding gives item by item."""
+"""Exact match: the share of targets that greedy decoding reproduces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statewise_training.data.pairs.batches import Pairs
 from statewise_training.families.shared.state import encoded_state
 
 MAX_PAIRS = 512
-"""Pairs that are decoded: enough to know the share to a few percent."""
+"""Maximum number of decoded pairs: enough to estimate the share to a few percent."""
 
 
 @torch.inference_mode()
@@ -23,13 +23,13 @@ def exact_match(module: nn.Module, spec: ModelSpec, pairs: Pairs, batch_size: in
 
 
 def _num_exact(module: nn.Module, spec: ModelSpec, batch: Batch) -> int:
-    # As many steps as the longest target has: a row with another item anywhere before its own end is wrong already.
+    # As many steps as the longest target has; a row with a different item before its own end is wrong already.
     decoded = greedy(module, spec, batch, batch.targets.shape[1])
     return int(((decoded == batch.targets) | ~batch.mask).all(1).sum())
 
 
 def greedy(module: nn.Module, spec: ModelSpec, batch: Batch, num_items: int) -> Tensor:
-    """The most probable tokens, each after the ones before, int64 `[row, num_items]`; end tokens do not end a row."""
+    """Decode the most probable tokens greedily, int64 `[row, num_items]`; end tokens do not stop a row."""
     state = encoded_state(module, spec, batch.source, batch.source_lengths, num_items)
     items, one = batch.items[:, :1], torch.ones_like(batch.source_lengths)
     decoded = []

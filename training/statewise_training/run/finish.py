@@ -30,17 +30,17 @@ from statewise_training.run.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Kept:
-    """The weights that are kept of a run, and what it took to find them."""
+    """Kept weights of a run, with its steps and time."""
 
     model: nn.Module
     seconds: float
     best_step: int = 0
-    """0, as `steps`, where no step was needed: the weights were fitted in closed form."""
+    """Step of the kept weights; 0, like `steps`, for a fit in closed form."""
     steps: int = 0
 
 
 def finish(run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: Dataset, kept: Kept) -> Summary:
-    """Write the weights, the log, its picture, and last the summary, which makes the run complete."""
+    """Write the weights, the log, its picture, and last the summary, which marks the run as complete."""
     _save(run, config, settings, dataset, kept.model)
     figures = measure(load_checkpoint(run.folder), dataset, config.trainer.batch_size)
     rows = collect(run.logs) or [{"step": 0, "validation_loss": figures["validation_loss"]}]
@@ -63,7 +63,7 @@ def finish(run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset:
 
 
 def keep_best(run: RunFolder, settings: PluginConfig, module: TrainingModule) -> Kept:
-    """The weights of the lowest validation loss, after the trainer's last step."""
+    """Return the weights of the lowest validation loss, after the trainer's last step."""
     path, state = _best_state(run, module.trainer)
     prefix = "model."
     weights = {
@@ -93,7 +93,7 @@ def _save(run: RunFolder, config: TrainConfig, settings: PluginConfig, dataset: 
 
 
 def _held_out(dataset: Dataset) -> Items | list[Pair]:
-    """The held-out data, in the series' own units."""
+    """Held-out data, in the series' own units."""
     if isinstance(dataset.held_out, Pairs):
         return list(zip(dataset.held_out.sources, dataset.held_out.documents, strict=True))
     items = np.concatenate(dataset.held_out_documents)[:MAX_ITEMS]
@@ -105,7 +105,7 @@ def _held_out(dataset: Dataset) -> Items | list[Pair]:
 
 
 def _best_state(run: RunFolder, trainer: L.Trainer) -> tuple[Path, dict[str, Any]]:
-    """Find the checkpoint with the lowest validation loss; where that is damaged or lost, the latest one."""
+    """Find the checkpoint with the lowest validation loss; if that is damaged or lost, the latest one."""
     paths = [
         Path(callback.best_model_path)
         for callback in trainer.checkpoint_callbacks

@@ -1,4 +1,4 @@
-"""Figures of predicted labels: accuracy, precision, recall, F1, and which is taken for which."""
+"""Figures of predicted labels: accuracy, precision, recall, F1, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Counts = NDArray[np.int64]
 
 
 class LabelFigures(BaseModel):
-    """How well one label is predicted on the held-out data."""
+    """Figures of one label on the held-out data."""
 
     precision: float
     recall: float
     f1: float
     held_out: int
-    """How often it occurs there."""
+    """Number of occurrences in the held-out data."""
     train: int
-    """How often it occurs in the training part."""
+    """Number of occurrences in the training part."""
 
 
 def predictions(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -44,18 +44,18 @@ def predictions(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def label_accuracy(output: Tensor, batch: Batch) -> Tensor:
-    """Share of the labels of a batch that are predicted rightly."""
+    """Share of a batch's labels that are predicted correctly."""
     labels, targets = predictions(output, batch)
     return (labels == targets).float().mean()
 
 
 def count_labels(sequences: LabelledSequences, num_labels: int) -> Counts:
-    """How often each label occurs, `[label]`."""
+    """Count the occurrences of each label, `[label]`."""
     return np.bincount(sequences.targets.numpy(), minlength=num_labels)
 
 
 def class_balance(sequences: LabelledSequences, names: Sequence[str], most: int = 12) -> str:
-    """The labels with their shares, the most frequent ones first."""
+    """Describe the labels with their shares, the most frequent first."""
     counts = count_labels(sequences, len(names))
     order = np.argsort(-counts, kind="stable")
     shares = [f"{names[index]} {counts[index] / counts.sum():.1%}" for index in order[:most]]

@@ -17,7 +17,7 @@ from statewise_training.run.module import run_batch
 
 @torch.inference_mode()
 def answer_figures(checkpoint: Checkpoint, dataset: Dataset, batch_size: int) -> dict[str, Any]:
-    """The part of a summary that is about labels, embeddings or values."""
+    """Return the summary's fields for labels, embeddings or values."""
     names = dataset.spec.labels
     if names is None:
         return {"unit": "squared error per value", "baselines": {"mean": _mean_error(dataset)}}

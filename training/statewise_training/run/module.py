@@ -1,4 +1,4 @@
-"""The LightningModule: unrolls a plugin's step function over chunks, from zero state."""
+"""LightningModule that unrolls a plugin's step function over chunks, from zero state."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SECONDS_KEY = "statewise_seconds"
 def unroll(module: nn.Module, spec: ModelSpec, items: Tensor, state: tuple[Tensor, ...] | None = None) -> Tensor:
     """Run items `[row, time]` or `[row, time, features]` from a state, or from zeros; outputs `[row, time, ...]`.
 
-    Padding on the right is run through like real items: no real item comes after it, so nothing that counts
-    sees it, and whole rows run faster than ragged ones.
+    Right padding is processed like real items: it comes after all real items, so no output that counts
+    depends on it, and whole rows run faster than ragged ones.
     """
     rows, time = items.shape[:2]
     parameter = next(module.parameters())
@@ -41,7 +41,7 @@ def unroll(module: nn.Module, spec: ModelSpec, items: Tensor, state: tuple[Tenso
 
 
 def run_batch(module: nn.Module, spec: ModelSpec, batch: Batch) -> Tensor:
-    """Outputs for a batch: of every item from the first state on, or, without state, of whole sequences."""
+    """Outputs for a batch: for every item from the first state on, or, without state, for whole sequences."""
     dtype = next(module.parameters()).dtype
     if not spec.generates:
         output: Tensor = module.head(module(_cast(batch.items, dtype), batch.lengths, ())[0])
@@ -54,7 +54,7 @@ def run_batch(module: nn.Module, spec: ModelSpec, batch: Batch) -> Tensor:
 
 
 def _source(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The batch's sources and their lengths; where the data has none, what an autoencoder makes of the items."""
+    """Sources of the batch and their lengths; an autoencoder makes its sources from the items."""
     if batch.source is not None:
         return batch.source, batch.source_lengths
     return require(module, Embeds).embed(batch.items, batch.lengths)[:, None], torch.ones_like(batch.lengths)
@@ -89,7 +89,7 @@ class TrainingModule(L.LightningModule):
 
     @property
     def seconds(self) -> float:
-        """Training time so far, that of earlier attempts included."""
+        """Training time so far in seconds, earlier attempts included."""
         return self._seconds_before + (time.monotonic() - self._clock if self._clock else 0.0)
 
     def on_train_start(self) -> None:
@@ -98,7 +98,7 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         """Mean loss of a batch, per item."""
-        # Dropout, too, depends on seed, device and step alone, so a resumed run repeats an unbroken one.
+        # Dropout also depends only on seed, device and step, so a resumed run equals an unbroken one.
         torch.manual_seed(_mix(self.config.trainer.seed, self.global_rank, self.global_step))
         loss = self.plugin.training_loss(self.model, self.settings, batch, self._run)
         if self.global_step % self.config.trainer.log_every == 0:
@@ -108,7 +108,7 @@ class TrainingModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch) -> None:
-        """Log the mean loss over all held-out items, each weighing the same; and how many labels are right."""
+        """Log the mean loss over all held-out items, equally weighted, and the accuracy of labels."""
         output = self._run(batch)
         loss = self.plugin.loss(self.settings, output, batch.targets, batch.mask)
         self.log("validation_loss", loss, batch_size=batch.num_predictions, on_epoch=True)
@@ -131,7 +131,7 @@ class TrainingModule(L.LightningModule):
             )
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW, and a schedule stepped with it."""
+        """Return AdamW, with a schedule that steps with it."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups = [
             {
@@ -147,12 +147,12 @@ class TrainingModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which data this is, and the time it took."""
+        """Record the data's fingerprint and the training time."""
         checkpoint[DATA_KEY] = self.data_sha256
         checkpoint[SECONDS_KEY] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with other data."""
+        """Refuse to resume with different data."""
         if checkpoint.get(DATA_KEY) != self.data_sha256:
             raise ConfigError(
                 "the data has changed since this run began, so it cannot be resumed; "
@@ -162,7 +162,7 @@ class TrainingModule(L.LightningModule):
 
 
 def learning_rate_factor(step: int, num_steps: int, schedule: ScheduleConfig) -> float:
-    """Return what the learning rate is multiplied by at a step, 0 to 1."""
+    """Return the factor of the learning rate at a step, 0 to 1."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     if schedule.kind == "constant":

@@ -24,7 +24,7 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Show nothing; Lightning calls this on every process but the first."""
+        """Show no progress; Lightning calls this on every process but the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -68,7 +68,7 @@ class TrainingProgress(ProgressBar):
         self._stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Stop the bar, so that the terminal is left in order."""
+        """Stop the bar, to restore the terminal."""
         self._stop()
 
     def _stop(self) -> None:

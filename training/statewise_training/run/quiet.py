@@ -1,4 +1,4 @@
-"""Silences messages of Lightning and torch that are meant for their own developers; all others pass."""
+"""Silencing of Lightning's and torch's messages to their own developers; all others pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LOGGERS = (
     "lightning.fabric.utilities.rank_zero",
     "lightning.fabric.utilities.distributed",
 )
-"""Device tables, tips and advertisements come as INFO through these."""
+"""Loggers that emit device tables, tips and advertisements as INFO."""
 
 _WARNINGS = {
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated": "a matter between Lightning and torch",
@@ -20,7 +20,7 @@ _WARNINGS = {
     "Checkpoint directory .* exists and is not empty": "resuming is the point",
     "It is recommended to use `self.log\\('validation_loss'": "every device measures all of the held-out data",
 }
-"""Beginnings of warnings, and why they do not concern the user."""
+"""Beginnings of warnings that do not concern the user, with reasons."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A training run, from configuration to checkpoint folder; the same call resumes an interrupted one."""
+"""Training run, from configuration to checkpoint folder; the same call resumes an interrupted one."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG,
 def train(
     config: TrainConfig, *, resume: bool = False, force: bool = False, console: Console | None = None
 ) -> Summary | None:
-    """Train, or resume an interrupted run; a complete run is left as it is.
+    """Train, or resume an interrupted run; leave a complete run unchanged.
 
-    `resume` requires a run to resume, and trains on a complete one whose configuration now asks for another number of
+    `resume` requires an existing run, and continues a complete one if its configuration now has another number of
     epochs or steps; `force` starts again. Returns the summary on the first process, else None.
-    Raises ConfigError for what the user can correct, SystemExit where a signal stopped the run.
+    Raises ConfigError for errors that the user can correct, SystemExit where a signal stopped the run.
     """
     console = console or Console()
     run = RunFolder(config.folder)
     if rank_zero_only.rank != 0:
-        # The first process locks, clears and writes; the others only follow it.
+        # Only the first process locks, clears and writes.
         return _fit(config, run, Console(quiet=True), from_scratch=force)
     with run.lock(), _resource_errors(run.folder):
         if _is_done(run, config, resume=resume, force=force):
@@ -76,7 +76,7 @@ def _resource_errors(folder: Path) -> Iterator[None]:
 
 
 def _is_done(run: RunFolder, config: TrainConfig, *, resume: bool, force: bool) -> bool:
-    """Return whether the folder holds this very run, complete; otherwise prepare it for training."""
+    """Return whether the folder holds this run, complete; otherwise prepare it for training."""
     if force:
         run.clear()
     if run.state is RunState.NEW:
@@ -142,7 +142,7 @@ def _find_plugin(config: TrainConfig) -> SequencePlugin[Any]:
 
 
 def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: Dataset) -> PluginConfig:
-    """Return the model section, completed from the data. Raises ConfigError naming the key."""
+    """Complete the model section from the data. Raises ConfigError naming the key."""
     raw = plugin.for_data(config.model, dataset.spec)
     for key, value in config.model.items():
         if raw.get(key) != value:
@@ -156,10 +156,10 @@ def plugin_settings(plugin: SequencePlugin[Any], config: TrainConfig, dataset: D
 
 
 def _check_fits(config: TrainConfig, model: ModelSpec, data: DataSpec) -> None:
-    """Raise ConfigError where the data lacks the targets that the family learns from."""
+    """Raise ConfigError where the data lacks the family's training targets."""
     gives_value = not model.generates and model.head.kind == "value"
     learns = _task(
-        # A model that embeds what it generates makes its sources itself: an autoencoder.
+        # A model with both a source and an embedding is an autoencoder, which makes its own sources.
         has_source=model.source is not None and model.embedding is None,
         has_labels=not model.generates and not gives_value,
         has_values=gives_value,

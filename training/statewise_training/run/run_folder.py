@@ -1,4 +1,4 @@
-"""The output folder of a run: its files, how far the run came, and a lock that keeps it to one process."""
+"""Output folder of a run: its files, the state of the run, and a lock for one process."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _NOT_COMPARED = {
     "trainer.strategy",
     "trainer.log_every",
 }
-"""Settings that leave the weights as they are: where a run is, how it is logged and judged."""
+"""Settings without effect on the weights: the run's location, logging and verdict."""
 
 
 class RunState(Enum):
-    """How far a run came."""
+    """Progress of a run."""
 
     NEW = "new"
     UNFINISHED = "unfinished"
@@ -41,7 +41,7 @@ class RunState(Enum):
 
 
 class RunFolder:
-    """The files of a run, by name, and their state."""
+    """Files of a run, by name, and their state."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,13 +55,13 @@ class RunFolder:
         self.logs = folder / "logs"
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep the folder to this process. Raises ConfigError where another trains there."""
+        """Lock the folder for this process. Raises ConfigError where another process trains in it."""
         taken = f"another process trains in {self.folder}; wait for it, or choose another --output"
         return locked_folder(self.folder, "output", taken=taken)
 
     @property
     def state(self) -> RunState:
-        """`summary.json` is written last, `config.yaml` first."""
+        """State of the run, by its files: `config.yaml` is written first, `summary.json` last."""
         if self.summary_file.exists():
             return RunState.COMPLETE
         return RunState.UNFINISHED if self.config_file.exists() else RunState.NEW
@@ -72,7 +72,7 @@ class RunFolder:
         write_atomically(self.config_file, content)
 
     def check_same_config(self, config: TrainConfig, *, length_may_differ: bool) -> None:
-        """Raise ConfigError where the run here was begun with other settings."""
+        """Raise ConfigError where the folder's run was started with other settings."""
         changes = self._changes(config)
         if length_may_differ:
             changes = {key: change for key, change in changes.items() if key not in _LENGTH}
@@ -85,7 +85,7 @@ class RunFolder:
             )
 
     def length_differs(self, config: TrainConfig) -> bool:
-        """Whether the run here was to be shorter or longer."""
+        """Whether the folder's run was configured with another length."""
         return bool(self._changes(config).keys() & _LENGTH)
 
     def _changes(self, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -94,7 +94,7 @@ class RunFolder:
         return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
     def clear(self) -> None:
-        """Remove what a run has written, and nothing else."""
+        """Remove the files of a run, and nothing else."""
         for folder in (self.checkpoints, self.logs):
             shutil.rmtree(folder, ignore_errors=True)
         for name in (CHECKPOINT_FILE, WEIGHTS_FILE, TOKENIZER_FILE):
@@ -104,21 +104,21 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def list_checkpoints(self) -> list[Path]:
-        """All training checkpoints, the newest first."""
+        """List all training checkpoints, the newest first."""
         return sorted(self.checkpoints.glob("*.ckpt"), key=_step, reverse=True)
 
     def read_checkpoint(self, path: Path) -> dict[str, Any] | None:
-        """Return what a training checkpoint holds; None where it is damaged."""
+        """Read a training checkpoint; None if it is damaged."""
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # torch raises many kinds for a damaged file
+        except Exception:  # torch raises many types for a damaged file
             return None
         return content
 
     def latest_checkpoint(self) -> tuple[Path | None, list[Path]]:
-        """Find the newest checkpoint that can be read, if any, and the damaged ones that were passed over.
+        """Find the newest readable checkpoint, if any, and the damaged ones that were skipped.
 
-        Raises ConfigError where there are checkpoints but none can be read.
+        Raises ConfigError if there are checkpoints but none is readable.
         """
         damaged: list[Path] = []
         for path in self.list_checkpoints():
@@ -132,7 +132,7 @@ class RunFolder:
 
 
 def _step(path: Path) -> tuple[int, str]:
-    """Order of `KIND-step=N.ckpt`."""
+    """Sort key of `KIND-step=N.ckpt`."""
     digits = path.stem.rpartition("=")[2]
     return int(digits) if digits.isdigit() else -1, path.name
 

@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run, and how its steps are divided into rounds."""
+"""Lightning Trainer of a run, and the division of its steps into rounds."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from statewise_training.data.chunks import Chunks, Rounds, TrainingStream
 
 DEFAULT_EPOCHS = 10
 
-# A round ends with a validation, then a checkpoint. The two latest are kept, so that one can be damaged.
+# A round ends with a validation, then a checkpoint. The two latest are kept, in case one is damaged.
 _BEST = {"filename": "best-{step}", "monitor": "validation_loss", "mode": "min", "save_top_k": 1}
 _LATEST = {"filename": "latest-{step}", "monitor": "step", "mode": "max", "save_top_k": 2}
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are on disk, whole, before they bear their names."""
+    """Checkpoint writer that gives a file its name only once it is complete on disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -35,14 +35,14 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class _Log(CSVLogger):
-    """A log that is on disk whenever a checkpoint is."""
+    """Log that is flushed to disk with every checkpoint."""
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         self.save()
 
 
 def make_trainer(settings: TrainerConfig, *, folder: Path, checkpoints: Path) -> L.Trainer:
-    """Make a Trainer that saves after every epoch. Raises ConfigError for devices that are not here."""
+    """Make a Trainer that saves after every epoch. Raises ConfigError for devices that this machine lacks."""
     callbacks: list[L.Callback] = [
         ModelCheckpoint(checkpoints, save_on_train_epoch_end=True, enable_version_counter=False, **kept)
         for kept in (_BEST, _LATEST)
@@ -74,9 +74,9 @@ def make_trainer(settings: TrainerConfig, *, folder: Path, checkpoints: Path) ->
 
 
 def make_rounds(settings: TrainerConfig, trainer: L.Trainer, chunks: Chunks) -> Rounds:
-    """Divide the run's steps into rounds, each of which is an epoch to Lightning.
+    """Divide the run's steps into rounds; to Lightning each is an epoch.
 
-    A checkpoint then always lies between two epochs, where resuming is exact.
+    Checkpoints are then always written between two epochs, where resuming is exact.
     """
     stream = TrainingStream(
         chunks,

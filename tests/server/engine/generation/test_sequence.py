@@ -137,5 +137,6 @@ def test_penalties_count_the_output(sampling: SamplingParams) -> None:
 
     adjustment = made.adjuster.adjustment()
     assert adjustment is not None
-    counts = dict(zip(adjustment.ids.tolist(), adjustment.values[:, 1:].tolist(), strict=True))
-    assert counts == {0: [1, 0], 70: [1, 0], given[0]: [1, 2], given[2]: [1, 1]}
+    assert adjustment.seen.all()
+    counts = dict(zip(adjustment.tokens.tolist(), adjustment.output_counts.tolist(), strict=True))
+    assert counts == {0: 0, 70: 0, given[0]: 2, given[2]: 1}

@@ -140,10 +140,10 @@ def test_the_operator_may_lower_the_positions_of_a_request(engine_of: EngineOf) 
 
     for engine in (bounded, unbounded):
         with pytest.raises(
-            InvalidRequestError, match=r"91 after a prompt of 10 items exceed .* limit of 100 positions"
+            InvalidRequestError, match=r"92 after 10 items exceed .* limit of 100 positions; at most 91 fit"
         ):
-            engine.submit(GenerationRequest(np.arange(2, 12), GREEDY, 91), QueueChannel())
-        assert len(run_all(engine, [GenerationRequest(np.arange(2, 12), GREEDY, 90)])[0].items) == 90
+            engine.submit(GenerationRequest(np.arange(2, 12), GREEDY, 92), QueueChannel())
+        assert len(run_all(engine, [GenerationRequest(np.arange(2, 12), GREEDY, 91)])[0].items) == 91
 
 
 def test_a_place_that_cannot_be_made_fails_who_runs_and_no_one_else(

@@ -1,1 +1,1 @@
-"""Checkpoint folders of Hugging Face transformers, made into ours."""
+"""Import of Hugging Face transformers' checkpoint folders."""

@@ -18,7 +18,7 @@ from statewise_training.families.transformer.positions import sinusoidal_table
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
 
 _NEVER = -1e4
-"""The logit of tokens that are never generated; half precision can hold it."""
+"""Logit of tokens that are never generated; representable in half precision."""
 
 _OUTER = {
     "embedding_norm": "layernorm_embedding",
@@ -66,7 +66,7 @@ class BartConfig(HuggingFaceConfig):
     tie_word_embeddings: bool = True
     share_encoder_decoder_embeddings: bool = True
     bad_words_ids: list[Annotated[list[int], Field(min_length=1, max_length=1)]] | None = None
-    """Tokens that are never generated, such as padding, to which Marian's models give some probability."""
+    """Tokens that are never generated, such as padding, to which Marian models give some probability."""
 
     @model_validator(mode="after")
     def _sides_are_alike(self) -> BartConfig:
@@ -81,16 +81,16 @@ class BartConfig(HuggingFaceConfig):
 
     @property
     def start_token(self) -> int:
-        """The token that the decoder reads first."""
+        """The decoder's first token."""
         return self.decoder_start_token_id
 
     @property
     def has_learned_positions(self) -> bool:
-        """Whether positions are weights, as BART's, or sinusoids."""
+        """Whether positions are learned, as in BART, rather than sinusoids."""
         return self.model_type in {"bart", "mbart"}
 
     def convert(self) -> TransformerEncoderDecoderConfig:
-        """LayerNorm, biases, and a bias of the head everywhere; the families differ in where they normalise."""
+        """Convert the settings: all have LayerNorm, biases and a head bias; they differ in where they normalise."""
         return TransformerEncoderDecoderConfig(
             vocabulary_size=self.decoder_vocab_size or self.vocab_size,
             source_vocabulary_size=self.vocab_size,
@@ -114,7 +114,7 @@ class BartConfig(HuggingFaceConfig):
         )
 
     def named(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One embedding for both sides; what is tied or computed may lie in the file all the same."""
+        """Full names, with one embedding for both sides; drops tied and computed tensors that a file may hold."""
         named = super().named(given)
         if self.share_encoder_decoder_embeddings:
             copies = [named.pop(f"model.{side}.embed_tokens.weight", None) for side in ("encoder", "decoder")]
@@ -125,14 +125,14 @@ class BartConfig(HuggingFaceConfig):
             named.pop("model.shared.weight", None)
         if not self.has_learned_positions:
             named = {name: tensor for name, tensor in named.items() if not name.endswith("embed_positions.weight")}
-        # The model without its head has no bias of it either.
+        # A model saved without its head has no head bias either.
         bias = named.get("final_logits_bias", torch.zeros(1, self.decoder_vocab_size or self.vocab_size)).clone()
         never = [token for (token,) in self.bad_words_ids or [] if token < bias.shape[-1]]
         bias[..., never] = _NEVER
         return {**named, "final_logits_bias": bias}
 
     def source(self, name: str) -> Source | None:
-        """Where each tensor comes from; shared ones bear one name, and BART's positions begin in the third row."""
+        """Origin of a tensor; shared ones have one name, and BART's positions begin in the third row."""
         side, _, rest = name.partition(".")
         module, _, kind = rest.rpartition(".")
         if side == "output":
@@ -148,6 +148,6 @@ class BartConfig(HuggingFaceConfig):
         return Source(f"model.{side}.layers.{layer}.{_INNER[inner]}.{kind}")
 
     def constant(self, name: str, shape: torch.Size) -> Tensor:
-        """Marian's and Pegasus's sinusoids: first all sines, then all cosines."""
+        """Sinusoids of Marian and Pegasus: first all sines, then all cosines."""
         table = sinusoidal_table(*shape)
         return torch.cat([table[:, 0::2], table[:, 1::2]], 1)

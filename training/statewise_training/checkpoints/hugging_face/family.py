@@ -1,4 +1,4 @@
-"""Shared by all families: their part of config.json, and the origin of each tensor of our module."""
+"""Base of the importable families: config.json, and the origin of each tensor of our module."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from statewise_training.families.transformer.config import TransformerConfig
 
 
 class Source(NamedTuple):
-    """The tensor of a Hugging Face file that becomes one of ours."""
+    """Origin of one of our tensors: a tensor of the Hugging Face file."""
 
     name: str
     is_transposed: bool = False
     """Stored `[in, out]` (GPT-2's Conv1D), where nn.Linear holds `[out, in]`."""
     part: int | None = None
-    """Which third of a joint query, key and value matrix it is."""
+    """Index of the third in a joint query, key and value matrix."""
     skipped: int = 0
-    """Rows before its first."""
+    """Number of leading rows to skip."""
     is_row: bool = False
     """Stored `[1, size]`, where we hold `[size]`."""
 
 
 class HuggingFaceConfig(BaseModel):
-    """`config.json` of a family. Keys without effect on what the model computes are ignored."""
+    """`config.json` of a family. Keys without effect on the model's computation are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     plugin: ClassVar[SequencePlugin[Any]]
-    """The family that it is here."""
+    """Plugin of our family."""
     prefix: ClassVar[str]
-    """Of all names but the head's; a file of the model without its head lacks it."""
+    """Prefix of all names but the head's; absent in files of models without the head."""
     head: ClassVar[frozenset[str]] = frozenset({"lm_head.weight"})
-    """Names of the head."""
+    """Names of the head's tensors."""
     not_weights: ClassVar[re.Pattern[str]]
-    """Names of buffers that older versions saved and newer ones compute."""
+    """Pattern of buffers that older versions saved and newer ones compute."""
 
     vocab_size: int = Field(ge=2)
     bos_token_id: int | None = None
@@ -62,27 +62,27 @@ class HuggingFaceConfig(BaseModel):
 
     @property
     def end_tokens(self) -> list[int]:
-        """Ids that end a text, the usual one first."""
+        """End token ids, the usual one first."""
         if self.eos_token_id is None:
             return []
         return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
 
     @property
     def start_token(self) -> int | None:
-        """First token of the decoder in a model with sources; None where the tokenizer decides how a prompt begins."""
+        """The decoder's first token in a model with sources; None where the tokenizer sets a prompt's start."""
         return None
 
     @property
     def window(self) -> int | None:
-        """Positions that attention looks back over; None where it sees all."""
+        """Width of the attention window in positions; None where attention sees all."""
         return None
 
     @abstractmethod
     def convert(self) -> TransformerConfig:
-        """The same model in our terms. Raises pydantic's ValidationError for sizes that contradict each other."""
+        """Convert to our configuration. Raises pydantic's ValidationError for contradictory sizes."""
 
     def named(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a file under their full names, each once."""
+        """Return a file's weights under their full names, each once."""
         is_bare = not any(name.startswith(self.prefix) for name in given)
         named = {
             f"{self.prefix}{name}" if is_bare and name not in self.head else name: tensor
@@ -95,5 +95,5 @@ class HuggingFaceConfig(BaseModel):
         """Return the origin of the tensor with this name; None for one that the family computes or lacks."""
 
     def constant(self, name: str, shape: torch.Size) -> Tensor:
-        """A tensor of our module that comes from no file: a bias that the family lacks is zero."""
+        """Make a tensor that no file holds: zeros for a bias that the family lacks."""
         return torch.zeros(shape)

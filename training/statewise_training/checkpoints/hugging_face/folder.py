@@ -35,7 +35,7 @@ FAMILIES: dict[str, type[HuggingFaceConfig]] = {
 }
 
 _NOT_SUPPORTED = {"literal_error", "none_required", "greater_than_equal", "less_than_equal"}
-"""Faults of a value that transformers may well know, but this program does not."""
+"""Validation errors for values that transformers may support and this program does not."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -67,13 +67,13 @@ def read_config(folder: Path) -> HuggingFaceConfig:
             f"{path}: model_type {model_type!r} cannot be imported; those that can: {', '.join(FAMILIES)}"
         )
     generation = _generation_settings(folder)
-    # What ends an answer is generation_config.json's to say: models for chat end at a turn's end, too.
+    # generation_config.json decides the end tokens: chat models also end at the end of a turn.
     ends = {key: value for key, value in generation.items() if key == "eos_token_id"}
     return _validate(FAMILIES[model_type], json.dumps(generation | json.loads(_read(path)) | ends), path)
 
 
 def _generation_settings(folder: Path) -> dict[str, Any]:
-    """Settings of decoding that older versions of transformers kept in config.json."""
+    """Read the decoding settings; older versions of transformers kept them in config.json."""
     path = folder / GENERATION_FILE
     if not path.is_file():
         return {}

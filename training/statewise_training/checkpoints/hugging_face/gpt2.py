@@ -48,7 +48,7 @@ class GPT2Config(HuggingFaceConfig):
     add_cross_attention: Literal[False] = False
 
     def convert(self) -> TransformerConfig:
-        """Learned positions, LayerNorm in front, biases everywhere."""
+        """Convert: learned positions, pre-LayerNorm, biases everywhere."""
         return TransformerConfig(
             vocabulary_size=self.vocab_size,
             max_positions=self.n_positions,
@@ -65,7 +65,7 @@ class GPT2Config(HuggingFaceConfig):
         )
 
     def source(self, name: str) -> Source:
-        """Linear layers are transposed; query, key and value are one matrix."""
+        """Origin of a tensor: linear layers are transposed; query, key and value are one matrix."""
         if not name.startswith("layers."):
             module, _, kind = name.partition(".")
             return Source(f"{_OUTER[module]}.{kind}")

@@ -1,4 +1,4 @@
-"""Import of a Hugging Face checkpoint folder as one that `statewise export` takes."""
+"""Import of a Hugging Face checkpoint folder as a checkpoint for `statewise export`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Imported:
     config: TransformerConfig
     special_tokens: SpecialTokens
     has_tokenizer: bool
-    """Whether the model will take text; else token ids alone."""
+    """Whether the model takes text; otherwise only token ids."""
 
 
 def import_checkpoint(
@@ -40,9 +40,9 @@ def import_checkpoint(
     max_positions: int | None = None,
     max_source_positions: int | None = None,
 ) -> Imported:
-    """Write the model of a Hugging Face folder (those of `folder.FAMILIES`) as a checkpoint folder.
+    """Write the model of a Hugging Face folder (a family of `folder.FAMILIES`) as a checkpoint folder.
 
-    Raises ConfigError for what cannot be imported: a setting, tensor or file, named.
+    Raises ConfigError naming the setting, tensor or file that cannot be imported.
     """
     name = _checked_name(folder.resolve().name if name is None else name)
     _check_output(output)
@@ -70,7 +70,7 @@ def import_checkpoint(
 
 
 def _cut_positions(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Cut learned positions to those that the module has."""
+    """Cut learned positions to the module's number."""
     own = module.state_dict()
     return {
         name: tensor[: len(own[name])] if name.endswith("position_embedding.weight") else tensor
@@ -88,7 +88,7 @@ def _checked_name(name: str) -> str:
 
 
 def _check_output(output: Path) -> None:
-    # Never over a trained checkpoint, nor over the folder that is imported.
+    # Never overwrite a trained checkpoint or the imported folder.
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"--output {output}: exists and is not an empty folder; name a new one")
 
@@ -96,7 +96,7 @@ def _check_output(output: Path) -> None:
 def _configs(
     source: HuggingFaceConfig, path: Path, limits: Mapping[str, int | None]
 ) -> tuple[TransformerConfig, TransformerConfig]:
-    """Return the configuration of the whole model, and the one with the positions that are wanted."""
+    """Return the configuration of the whole model, and the one with the requested positions."""
     try:
         whole = source.convert()
     except ValidationError as error:
@@ -121,7 +121,7 @@ def _configs(
 def _special_tokens(source: HuggingFaceConfig, tokenizer_file: Path | None) -> SpecialTokens:
     """Return the end tokens, and the start token: the decoder's, or the one that the tokenizer puts before every text.
 
-    Llama's tokenizer puts one there. An encoder-decoder also has the tokens around its sources.
+    Llama's tokenizer adds one. An encoder-decoder also has the tokens around its sources.
     """
     end, *others = source.end_tokens or [None]
     other_ends = tuple(token for token in others if token is not None)
@@ -144,7 +144,7 @@ def _special_tokens(source: HuggingFaceConfig, tokenizer_file: Path | None) -> S
 def _translate(
     given: Mapping[str, Tensor], source: HuggingFaceConfig, config: TransformerConfig, where: str
 ) -> dict[str, Tensor]:
-    """Return the tensors under our names. Raises ConfigError listing, by the file's names, what does not fit."""
+    """Return the tensors under our names. Raises ConfigError listing the misfits by the file's names."""
     given = source.named(given)
     shapes = _shapes(source, config, where)
     if config.tied_embeddings and "lm_head.weight" not in given:

@@ -52,12 +52,12 @@ class LlamaConfig(HuggingFaceConfig):
     sliding_window: int | None = 4096
     use_sliding_window: bool = False
     max_window_layers: int = 28
-    """Of Qwen2: layers before the first one with a window, where `layer_types` does not name them."""
+    """Qwen2: number of layers before the first one with a window, where `layer_types` is absent."""
     layer_types: list[str] | None = None
 
     @property
     def window(self) -> int | None:
-        """Llama has none, Mistral may, and Qwen2 where it is switched on and a layer has it."""
+        """Attention window: none in Llama, optional in Mistral; in Qwen2 if switched on and a layer has it."""
         is_used = self.model_type == "mistral" or (
             self.model_type == "qwen2" and self.use_sliding_window and self._has_window_layers
         )
@@ -70,7 +70,7 @@ class LlamaConfig(HuggingFaceConfig):
         return self.max_window_layers < self.num_hidden_layers
 
     def convert(self) -> TransformerConfig:
-        """Rotary positions, RMSNorm in front, SwiGLU, grouped key/value heads."""
+        """Convert: rotary positions, pre-RMSNorm, SwiGLU, grouped key/value heads."""
         rotations = self.rope_scaling or self.rope_parameters or Rotations()
         base = rotations.rope_theta or self.rope_theta
         head_size = self.head_dim or self.hidden_size // max(self.num_attention_heads, 1)
@@ -94,7 +94,7 @@ class LlamaConfig(HuggingFaceConfig):
         )
 
     def source(self, name: str) -> Source | None:
-        """Only names differ; where some linear layers have a bias and others none, those get zeros."""
+        """Origin of a tensor: only names differ; if some linear layers have a bias, the others get zeros."""
         if not name.startswith("layers."):
             module, _, kind = name.partition(".")
             return Source(f"{_OUTER[module]}.{kind}")

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, BaseModel, Field, PositiveFloat, model_valida
 
 
 class Rotations(BaseModel):
-    """`rope_parameters`; before transformers 5 `rope_scaling`, with the base beside it."""
+    """Record of `rope_parameters`; before transformers 5 `rope_scaling`, with the base beside it."""
 
     rope_type: Literal["default", "linear", "llama3"] = Field(
         default="default", validation_alias=AliasChoices("rope_type", "type")
@@ -43,13 +43,13 @@ class Rotations(BaseModel):
         return self.low_freq_factor or 0.0, self.high_freq_factor or 0.0
 
     def divisors(self, head_size: int, base: float) -> tuple[float, ...] | None:
-        """Divisors of the angles, one for each pair of a head; None where the angles stay as they are."""
+        """Divisors of the angles, one for each pair of a head; None for unchanged angles."""
         if self.rope_type == "default" or self.factor is None:
             return None
         return tuple(self._divisor(base ** (-2 * pair / head_size)) for pair in range(head_size // 2))
 
     def _divisor(self, frequency: float) -> float:
-        """Llama 3.1: pairs that turn often within the original length keep their angles, slow ones are stretched."""
+        """Divisor by Llama 3.1: fast pairs within the original length keep their angles, slow ones are stretched."""
         factor = self.factor or 1.0
         if self.rope_type == "linear":
             return factor

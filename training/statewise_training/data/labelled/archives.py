@@ -18,19 +18,19 @@ _TARGETS = {"label": "labels", "tags": "tags", "value": "values"}
 
 @dataclass(frozen=True)
 class Row:
-    """One index of an archive."""
+    """Sequence at one index of an archive."""
 
     place: str
-    """For errors: file and index."""
+    """Position for errors: file and index."""
     items: NDArray[Any]
-    """`[time, features]`, its padding cut off."""
+    """Sequence `[time, features]` without its padding."""
     items_field: str
     target: Any
     target_field: str
 
 
 def read_rows(path: Path, data: LabelledData) -> Iterator[Row]:
-    """Every sequence of an archive with its target.
+    """Yield every sequence of an archive with its target.
 
     Arrays: `items` `[n, time, features]` or `[n, time]`; `labels` `[n]`, `tags` `[n, time]` or `values` `[n]` or
     `[n, size]`; where the sequences differ in length, `lengths` `[n]`. Raises ConfigError naming file and array.

@@ -24,7 +24,7 @@ from statewise_training.data.unknown import notes_on
 
 @dataclass(frozen=True)
 class Side:
-    """The training part, or the held-out part."""
+    """Training part, or held-out part."""
 
     documents: list[Items]
     sequences: LabelledSequences
@@ -43,11 +43,11 @@ class LabelledParts:
 
 
 def prepare_labelled(config: TrainConfig, data: LabelledData) -> LabelledParts:
-    """Read and prepare labelled data. Raises ConfigError naming what cannot be used."""
+    """Read and prepare labelled data. Raises ConfigError naming the unusable part."""
     train, held_out = _split(read_labelled(data), data)
     labels = None if data.target == "value" else _label_names([*train, *held_out], data)
     if isinstance(train[0].items, str):
-        # Fitted to the training part alone: the held-out text must be as unseen as any other.
+        # Fitted to the training part alone: the held-out text must stay unseen.
         encoder: TextEncoder | None = make_encoder(config.text_tokenizer, [example.items for example in train])
         standardization = None
     else:
@@ -63,7 +63,7 @@ def prepare_labelled(config: TrainConfig, data: LabelledData) -> LabelledParts:
 
 
 def _split(examples: Sequence[Example], data: LabelledData) -> tuple[list[Example], list[Example]]:
-    """Return training and held-out examples; about the same share of each label is held out, never all of one."""
+    """Return training and held-out examples; holds out about the same share of each label, never all of one."""
     rng = np.random.default_rng(data.split_seed)
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
@@ -79,13 +79,13 @@ def _split(examples: Sequence[Example], data: LabelledData) -> tuple[list[Exampl
         raise ConfigError(
             f"data.held_out: {data.held_out} of {len(examples)} sequences leaves none held out; change it or add data"
         )
-    # Shuffled, for a contrast among embeddings needs several labels in a batch, and files are often in their order.
+    # Shuffled: the contrastive loss needs several labels in a batch, and files are often sorted by label.
     others = set(range(len(examples))) - set(chosen)
     return [examples[index] for index in sorted(others)], [examples[index] for index in rng.permutation(chosen)]
 
 
 def _label_names(examples: Sequence[Example], data: LabelledData) -> tuple[str, ...]:
-    """Return every label, sorted; by number where all are numbers."""
+    """Return every label, sorted; numerically if all are numbers."""
     if data.target == "label":
         names = {example.target for example in examples}
     else:
@@ -156,7 +156,7 @@ class _SideMaker:
         return items[: self._own_length()]
 
     def _own_length(self) -> int | None:
-        """Return the most items of a sequence that leave room in `truncate_to` for the tokens around it."""
+        """Return the maximum sequence length that leaves room in `truncate_to` for the tokens around it."""
         limit, added = self._data.truncate_to, self._surround.num_tokens
         if limit is not None and limit <= added:
             raise ConfigError(
@@ -172,7 +172,7 @@ class _SideMaker:
         if self._encoder is None:
             return self._vectors(example.items), labels
         ids, ends = self._encoder.encode_with_ends(example.items)
-        # The last character, because a token of byte pairs often begins with the space before its word.
+        # The last character decides: a byte-pair token often begins with the space before its word.
         return ids, labels[(ends - 1).clip(min=0)]
 
     def _vectors(self, items: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Reading labelled sequences, with errors that name the place and the remedy."""
+"""Reading labelled sequences, with errors that name the position and the remedy."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Value = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Span:
-    """A label over some items of a sequence: characters of a text, or vectors."""
+    """Label of a range of items in a sequence: characters of a text, or vectors."""
 
     start: int
     end: int
-    """Index of the item after the last one."""
+    """End index, exclusive."""
     label: str
 
 
@@ -34,7 +34,7 @@ class Example:
     """A sequence and its target: a label, tags, or a value."""
 
     place: str
-    """For errors: file, and line or index."""
+    """Position for errors: file, and line or index."""
     items: str | Series
     target: str | list[Span] | Value
 
@@ -92,7 +92,7 @@ def _from_arrays(row: Row, data: LabelledData) -> Example:
 
 
 def _from_words(words: list[str], target: Any, place: str, field: str, data: LabelledData) -> Example:
-    """Join words with spaces: a client sends a text, not words."""
+    """Join words with spaces, because clients send texts, not words."""
     text = " ".join(words)
     if not text.strip():
         raise ConfigError(f"{place}: {data.input_field or 'text'!r} is empty; leave the line out")

@@ -1,4 +1,4 @@
-"""Labelled sequences in memory, and batches of them; `statewise_training.data.chunks` has those of generation."""
+"""Labelled sequences in memory, and batches of them; for generation see `statewise_training.data.chunks`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Targets = NDArray[np.int64] | NDArray[np.float32]
 class LabelledSequences:
     """Whole sequences with a target each, or pieces of sequences with a label for each item.
 
-    `targets`: label indices `[n]` or values `[n, size]`; or, where there is a `piece_length`, one array `[time]` of
-    label indices for each sequence, which are cut into pieces of so many items. `places` are for errors. Every sequence
-    or piece stands between the tokens of `surround`, which count as items and have no targets.
+    `targets`: label indices `[n]` or values `[n, size]`; or, with a `piece_length`, one array `[time]` of label indices
+    for each sequence, which is cut into pieces of that many items. `places` are positions for errors. The tokens of
+    `surround` are added around every sequence or piece; they count as items and have no targets.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LabelledSequences:
 
     @property
     def num_predictions(self) -> int:
-        """Targets in one pass."""
+        """Number of targets in one pass."""
         return len(self) if self.per_sequence else int(self.lengths.sum())
 
     def check_fits(self, spec: ModelSpec) -> None:
@@ -85,7 +85,7 @@ class LabelledSequences:
         time = torch.arange(int(lengths.max()) + len(before) + len(after))
         own = time - len(before)
         mask = (own >= 0) & (own < lengths[:, None])
-        # A short one's padding would read the next one, or past the end: clamp, then blank it.
+        # The padding of a short sequence would read the next one, or past the end: clamp, then blank it.
         places = (self.starts[indices][:, None] + own).clamp(0, len(self.items) - 1)
         items = self.items[places] if self.items.is_floating_point() else self.items[places].long()
         items = items.masked_fill(~mask.view(*mask.shape, *[1] * (items.ndim - 2)), 0)

@@ -14,7 +14,7 @@ from statewise_training.data.chunks import Batch, Chunks, Items
 
 
 class Pairs(Chunks):
-    """Targets, each one chunk from its start token to its end token, and the sources that they belong to.
+    """Pairs of source and target; each target is one chunk from its start token to its end token.
 
     `source_note` follows the word "source" in errors about a length.
     """

@@ -1,4 +1,4 @@
-"""Reading pairs, with errors that name the place and the remedy."""
+"""Reading pairs, with errors that name the position and the remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Pair:
     """A source and its target text."""
 
     place: str
-    """For errors: file and line."""
+    """Position for errors: file and line."""
     source: str | Series
     target: str
 
@@ -87,7 +87,7 @@ def _lines(text: str) -> list[str]:
 
 
 def split_pairs(pairs: list[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Return training and held-out pairs; no source is on both sides, so held-out sources are new to the model.
+    """Return training and held-out pairs; no source is in both, so held-out sources are new to the model.
 
     Raises ConfigError where there are fewer than two sources.
     """

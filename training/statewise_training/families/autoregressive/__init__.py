@@ -1,1 +1,1 @@
-"""The autoregressive family: the last items, and nothing before them."""
+"""The autoregressive family: predictions from a fixed window of the last items."""

@@ -13,17 +13,17 @@ class AutoregressiveConfig(ItemConfig):
     """Configuration of an autoregressive model."""
 
     window: int = Field(default=8, ge=1, le=4096)
-    """How many items the next one depends on, the order of the model."""
+    """Number of previous items that predict the next one: the order of the model."""
     hidden_sizes: tuple[PositiveInt, ...] = ()
-    """Widths of the layers between window and head; none makes the model linear."""
+    """Widths of the layers between window and head; an empty tuple makes the model linear."""
     activation: Literal["relu", "tanh", "gelu"] = "relu"
-    """After each of those layers."""
+    """Activation after each hidden layer."""
     embedding_size: int | None = Field(default=None, ge=1)
-    """Tokens only: width of the embedding of each item of the window; 32 where absent."""
+    """Tokens only: embedding width of each item in the window; 32 where absent."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Applied after each of those layers, in training only."""
+    """Dropout probability after each hidden layer, in training only."""
     fit: Literal["gradient", "least_squares"] = "gradient"
-    """The trainer, or for linear models of real vectors the closed form."""
+    """Training by gradient, or the closed form for linear models of real vectors."""
 
     @model_validator(mode="after")
     def _consistent(self) -> AutoregressiveConfig:

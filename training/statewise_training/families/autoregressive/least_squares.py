@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float64]
 
 _PIECE_NUMBERS = 1 << 20
-"""Numbers of the equations that are looked at together."""
+"""Numbers in one piece of the equations for QR."""
 
 
 def num_equations(documents: Sequence[NDArray[np.float32]], window: int) -> int:
-    """How many items, over all documents, have a whole window before them."""
+    """Number of items, over all documents, that a whole window precedes."""
     return sum(max(len(document) - window, 0) for document in documents)
 
 
 def least_squares(
     documents: Sequence[NDArray[np.float32]], window: int, piece_numbers: int = _PIECE_NUMBERS
 ) -> tuple[Vectors, Vectors, Vectors]:
-    """Mean `[features]`, coefficients `[features, window * features]` and intercept `[features]` of the best fit.
+    """Fit by least squares: mean `[features]`, coefficients `[features, window * features]`, intercept `[features]`.
 
-    An item is intercept + coefficients @ (the items before it, each less the mean, the oldest first). The equations
-    go through QR in pieces, of which the triangle R is all that is kept (Demmel et al. 2012, section 2), so that the
-    condition of the problem is not squared; where they leave a coefficient open, the smallest solution is taken.
+    An item is intercept + coefficients @ (the items before it minus the mean, the oldest first). QR
+    factorises the equations in pieces and keeps only the triangle R (Demmel et al. 2012, section 2), so the condition
+    number is not squared; an underdetermined system gets its minimum-norm solution.
     """
     mean = np.concatenate(documents).mean(axis=0, dtype=np.float64)
     features = len(mean)
@@ -41,7 +41,7 @@ def least_squares(
 def _equations(
     documents: Sequence[NDArray[np.float32]], window: int, mean: Vectors, piece_numbers: int
 ) -> Iterator[Vectors]:
-    """Rows of a 1, the items of a window, and the item after it, all less the mean."""
+    """Rows `[1, items of a window, item after it]`, with the mean subtracted from the items."""
     width = (window + 1) * len(mean)
     step = max(1, piece_numbers // width)
     for document in documents:

@@ -1,4 +1,4 @@
-"""The step function of an autoregressive model: a window that new items are appended to."""
+"""The step function of an autoregressive model: append new items to a window."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "ge
 class AutoregressiveModule(nn.Module):
     """A linear or multi-layer map of the last `window` items, the oldest first.
 
-    State: the window, int64 `[row, window]` (tokens) or float32 `[row, window, features]` (real vectors). Zero means
-    that there is no item yet: a token is held as its id + 1, a vector as its difference from `mean`.
+    State: the window, int64 `[row, window]` (tokens) or float32 `[row, window, features]` (real vectors). Zero stands
+    for a missing item: the window stores a token as its id + 1, a vector as its difference from `mean`.
 
-    `embedding` has a row for "no item" before those of the tokens. Without layers, `output.weight` of a model of real
-    vectors is the classical coefficients, side by side `[features, window * features]`.
+    Row 0 of `embedding` stands for a missing item; token rows follow. Without hidden layers, `output.weight` of a model
+    of real vectors holds the classical coefficients side by side, `[features, window * features]`.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class AutoregressiveModule(nn.Module):
         self.output = output_layer(sizes[-1], head)
 
     def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
-        """The window after every item, `[row, time, window]` or `[row, time, window * features]`, and after the last.
+        """Windows after every item, `[row, time, window]` or `[row, time, window * features]`, and the new state.
 
-        The map is all in the head, so that a prompt costs the server one window, however long it is.
+        The head holds the whole map, so the server evaluates one window per prompt, whatever its length.
         """
         line = torch.cat([state[0], items + 1 if self.embedding is not None else items - self.mean], dim=1)
         places = torch.arange(self.window, device=items.device)
@@ -62,7 +62,7 @@ class AutoregressiveModule(nn.Module):
         return windows, (line.gather(1, last),)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """What the model says of the next item, `[..., output_size]`."""
+        """Outputs for the next item, `[..., output_size]`."""
         if self.embedding is not None:
             hidden = self.embedding(hidden).flatten(-2)
         return self.output(self.layers(hidden))

@@ -1,4 +1,4 @@
-"""Plugin `autoregressive`: the next item depends on the last few ones, AR(window)."""
+"""Plugin `autoregressive`: predicts the next item from the last `window` items, AR(window)."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class AutoregressivePlugin(SequencePlugin[AutoregressiveConfig]):
     def loss(
         self, config: AutoregressiveConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        """Cross-entropy in nats per token; for real vectors, squared error per element or nats per vector."""
         return next_item_loss(output, targets, mask, head=config.next_item)
 
     def fit(self, module: torch.nn.Module, config: AutoregressiveConfig, documents: Sequence[Items]) -> bool:
-        """Conditional least squares: over the items that a whole window precedes."""
+        """Fit by conditional least squares, over the items that a whole window precedes."""
         if config.fit != "least_squares":
             return False
         assert config.features is not None

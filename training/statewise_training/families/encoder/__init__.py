@@ -1,1 +1,1 @@
-"""The encoders: families that read a whole sequence, both ways, and give labels, an embedding or a value."""
+"""The encoders: families that read a whole sequence bidirectionally and predict labels, an embedding or a value."""

@@ -1,4 +1,4 @@
-"""What an encoder gives: its settings, and the layer that makes it of the hidden vectors."""
+"""Outputs of an encoder: their settings, and the layer that computes them from the hidden vectors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from statewise_training.families.shared.items import InputConfig
 
 
 class AnswerConfig(InputConfig):
-    """What every encoder's configuration says beside its layers."""
+    """Settings common to all encoders, apart from their layers."""
 
     max_positions: int = Field(default=512, ge=2, le=1 << 20)
     """Longest sequence."""
     head: Literal["labels", "embedding", "value"] = "labels"
-    """Labels, or a vector in which sequences of one label are near each other, or real numbers."""
+    """Output: labels, an embedding that places sequences of one label near each other, or real numbers."""
     pooling: Literal["mean", "first", "last"] = "mean"
-    """One vector of a sequence's hidden vectors: their mean, the first or the last item's."""
+    """Pooling of a sequence's hidden vectors: their mean, or the first or the last item's."""
     labels: tuple[str, ...] | None = None
     """Filled in from the data."""
     labels_per: Literal["sequence", "item"] = "sequence"
@@ -43,11 +43,11 @@ class AnswerConfig(InputConfig):
 
     @property
     def is_per_item(self) -> bool:
-        """Whether there is an answer for each item rather than one for the sequence."""
+        """Whether each item has an answer, rather than the sequence."""
         return self.head == "labels" and self.labels_per == "item"
 
     def model_spec(self) -> ModelSpec:
-        """A model without state that reads these items and gives this answer."""
+        """Return the specification: no state, these items, this answer."""
         if self.vocabulary_size is not None:
             items: TokenInput | RealInput = TokenInput(vocabulary_size=self.vocabulary_size)
         else:
@@ -56,7 +56,7 @@ class AnswerConfig(InputConfig):
 
     @property
     def head_spec(self) -> LabelsHead | EmbeddingHead | ValueHead:
-        """The answer as the manifest says it."""
+        """Return the answer's head as the manifest records it."""
         if self.head == "embedding":
             return EmbeddingHead(size=self.vector_size)
         if self.head == "value":
@@ -65,7 +65,7 @@ class AnswerConfig(InputConfig):
 
 
 def answer_for_data(config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
-    """The raw configuration with what the data says of items and answers. Raises ConfigError where they do not fit."""
+    """Fill in the sizes of items and answers from the data. Raises ConfigError where they do not fit."""
     completed = {**config, **item_size(data.input)}
     if data.value_size is not None:
         return {**completed, "head": "value", "value_size": data.value_size}
@@ -79,7 +79,7 @@ def answer_for_data(config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
 
 
 class Answer(nn.Linear):
-    """Hidden vectors of all items to labels, a value or an embedding."""
+    """Output layer: from the hidden vectors of all items to labels, a value or an embedding."""
 
     def __init__(self, width: int, config: AnswerConfig) -> None:
         super().__init__(width, config.head_spec.output_size)
@@ -87,7 +87,7 @@ class Answer(nn.Linear):
         self.is_embedding = config.head == "embedding"
 
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """What the layer reads: `[row, time, width]` as it is, or of each row one vector `[row, width]`."""
+        """Pool to one vector per row, `[row, width]`; per-item labels keep `[row, time, width]`."""
         if self.pooling is None:
             return hidden
         if self.pooling == "first":
@@ -100,6 +100,6 @@ class Answer(nn.Linear):
         return total / lengths.clamp(min=1)[:, None].to(hidden.dtype)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Logits or values; embeddings have length 1, so that a product of two is the cosine of their angle."""
+        """Logits or values; embeddings have length 1, so the dot product of two is their cosine."""
         answer = super().forward(pooled)
         return F.normalize(answer, dim=-1) if self.is_embedding else answer

@@ -1,4 +1,4 @@
-"""What encoders lower."""
+"""Training losses of encoders."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _TEMPERATURE = 0.1
 def answer_loss(output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy in nats per label, or squared error per number.
 
-    output `[row, labels]` and targets `[row]`, or `[row, time, labels]` and `[row, time]` of which the items that
-    `mask` marks count; or values and targets `[row, size]`.
+    output `[row, labels]` and targets `[row]`; or `[row, time, labels]` and `[row, time]`, over the items that `mask`
+    marks; or values and targets `[row, size]`.
     """
     if targets.is_floating_point():
         return F.mse_loss(output, targets)
@@ -23,9 +23,9 @@ def answer_loss(output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 
 def contrastive_loss(embeddings: Tensor, targets: Tensor) -> Tensor:
-    """Nats that it takes to tell a row's own label from the embeddings of the others (Khosla et al. 2020, equation 2).
+    """Supervised contrastive loss, in nats per row (Khosla et al. 2020, equation 2).
 
-    embeddings `[row, size]` of length 1, targets `[row]`. A row whose label no other row bears counts for nothing.
+    embeddings `[row, size]` of length 1, targets `[row]`. Rows without another row of the same label are left out.
     """
     itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
     similarity = (embeddings @ embeddings.T / _TEMPERATURE).masked_fill(itself, -torch.inf)

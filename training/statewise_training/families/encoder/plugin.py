@@ -23,16 +23,16 @@ from statewise_training.families.recurrent.config import Cell
 
 
 class EncoderPlugin(SequencePlugin[AnswerConfig]):
-    """What the encoders share; each adds its name and its layers."""
+    """Base of the encoder plugins; each adds its name and its layers."""
 
     config_class = AnswerConfig
 
     def spec(self, config: AnswerConfig) -> ModelSpec:
-        """No state: a whole sequence is read at once."""
+        """Specification without state: the module reads a whole sequence at once."""
         return config.model_spec()
 
     def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
-        """The sizes of items and answers, and the labels' names."""
+        """Fill in the sizes of items and answers, and the labels' names."""
         if data.labels is None and data.value_size is None:
             raise ConfigError(
                 f"plugin: {self.name} learns from labelled sequences, and this data has no labels; "
@@ -43,20 +43,20 @@ class EncoderPlugin(SequencePlugin[AnswerConfig]):
     def loss(
         self, config: AnswerConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Cross-entropy in nats per label, squared error per number, or the contrast of labels among embeddings."""
+        """Cross-entropy in nats per label, squared error per number, or the contrastive loss of embeddings."""
         if config.head == "embedding":
             return contrastive_loss(output, targets)
         return answer_loss(output, targets, mask)
 
 
 class TransformerEncoderPlugin(EncoderPlugin):
-    """Transformers whose items see each other in both directions (Vaswani et al. 2017; Devlin et al. 2019)."""
+    """Transformers with bidirectional attention (Vaswani et al. 2017; Devlin et al. 2019)."""
 
     name = "transformer_encoder"
     config_class = TransformerEncoderConfig
 
     def inspects(self, config: TransformerEncoderConfig) -> bool:
-        """Attention weights."""
+        """Return True: the module shows its attention weights."""
         return True
 
     def build(self, config: TransformerEncoderConfig) -> nn.Module:
@@ -71,7 +71,7 @@ class RecurrentEncoderPlugin(EncoderPlugin):
     cell: ClassVar[Cell]
 
     def inspects(self, config: RecurrentEncoderConfig) -> bool:
-        """Gates, which plain recurrent networks lack."""
+        """Whether the layers have gates to show; plain recurrent networks have none."""
         return self.cell != "rnn"
 
     def build(self, config: RecurrentEncoderConfig) -> nn.Module:

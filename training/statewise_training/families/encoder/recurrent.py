@@ -37,14 +37,14 @@ class RecurrentEncoder(nn.Module):
         self.output = Answer(2 * config.hidden_size, config)
 
     def forward(self, items: Tensor, lengths: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
-        """What the answer reads; both directions' vectors of an item stand side by side."""
+        """Pooled hidden vectors for the head; both directions are concatenated per item."""
         hidden = self.dropout(items if self.embedding is None else self.embedding(items))
         for layer in range(self.rnn.num_layers):
             hidden = self.dropout(self._run_layer(layer, hidden, lengths))
         return self.output.pool(hidden, lengths), ()
 
     def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """Activations of every layer's gates, `input_gate.0` and, on the way back, `input_gate.0.reverse`."""
+        """Gate activations of every layer: `input_gate.0` forward, `input_gate.0.reverse` backward."""
         inputs = items if self.embedding is None else self.embedding(items)
         activations = {}
         for layer in range(self.rnn.num_layers):
@@ -63,12 +63,12 @@ class RecurrentEncoder(nn.Module):
         return self.output(hidden)
 
     def _run_layer(self, layer: int, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Both directions' hidden vectors side by side, `[row, time, 2 * hidden_size]`."""
+        """Concatenated hidden vectors of both directions, `[row, time, 2 * hidden_size]`."""
         run = self._onnx_layer if torch.compiler.is_exporting() else self._eager_layer
         return run(layer, inputs, lengths)
 
     def _eager_layer(self, layer: int, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Whole padded rows, the real items of each turned round for the way back: several times as fast as packing."""
+        """Run padded rows, real items reversed for the backward direction: several times as fast as packing."""
         forward, _ = single_layer(self.rnn, layer)(inputs)
         backward, _ = single_layer(self.rnn, layer, "_reverse")(_reverse(inputs, lengths))
         return torch.cat([forward, _reverse(backward, lengths)], dim=2)
@@ -81,7 +81,7 @@ class RecurrentEncoder(nn.Module):
 
 
 def _reverse(rows: Tensor, lengths: Tensor) -> Tensor:
-    """The real items of each row of `[row, time, features]` in the opposite order, its padding where it was."""
+    """Reverse the real items of each row of `[row, time, features]`; padding stays in place."""
     time = torch.arange(rows.shape[1], device=rows.device)
     turned = lengths[:, None] - 1 - time
     places = torch.where(turned >= 0, turned, time)

@@ -1,4 +1,4 @@
-"""A Transformer's layers in which every item sees all others of its row."""
+"""The bidirectional Transformer encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TransformerEncoder(TransformerTrunk):
-    """The layers of the decoder without its causal mask and its caches, and the answer."""
+    """The decoder's layers without causal mask or caches, and the answer."""
 
     def __init__(self, config: TransformerEncoderConfig) -> None:
         super().__init__(config, Layer)
@@ -25,7 +25,7 @@ class TransformerEncoder(TransformerTrunk):
         self.initialize()
 
     def forward(self, items: Tensor, lengths: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
-        """What the answer reads, of whole right-padded rows."""
+        """Pooled hidden vectors of whole right-padded rows, for the head."""
         places = torch.arange(items.shape[1], device=items.device)[None]
         hidden = self.run(items, places, WholeRows(lengths, items.shape[1]))
         return self.output.pool(hidden, lengths), ()

@@ -1,1 +1,1 @@
-"""The encoder-decoder families: a Transformer with cross-attention, LSTM and GRU with attention or with none."""
+"""The encoder-decoder families: a Transformer with cross-attention; LSTM and GRU with or without attention."""

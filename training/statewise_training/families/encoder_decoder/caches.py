@@ -1,4 +1,4 @@
-"""What the Transformer decoder attends to: its own items so far, and the source."""
+"""Caches of the Transformer decoder: its own items so far, and the source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statewise_training.families.transformer.whole import masked_attention
 
 
 class SourceCaches(RowCaches):
-    """Rows with a memory, which is read only and goes through as it is.
+    """Caches of rows with a read-only memory of the source.
 
     State: `position`, each layer's caches, each layer's keys and values of the source, the source's length.
     """

@@ -1,4 +1,4 @@
-"""Recurrent layers one step at a time, where each step needs what the one before has given."""
+"""Recurrent layers run one step at a time, for decoders that feed each output into the next step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def over_time(step: Step, state: State, inputs: State) -> tuple[Tensor, State]:
 def step_stack(rnn: nn.RNNBase, inputs: Tensor, state: State, dropout: Sequence[Tensor] = ()) -> tuple[Tensor, State]:
     """One step of the stack of an nn.LSTM or nn.GRU; inputs `[row, features]`, state as in `RecurrentModule`.
 
-    `dropout` holds what the inputs of each layer but the first are multiplied by. Returns the last layer's hidden
+    `dropout` holds the factors for the inputs of each layer but the first. Returns the last layer's hidden
     vectors `[row, hidden_size]` and the new state. Formulas: torch.nn.LSTM, torch.nn.GRU.
     """
     new_state: list[Tensor] = []

@@ -13,16 +13,16 @@ from statewise_training.families.transformer.config import TransformerConfig
 
 
 class EncoderDecoderConfig(ItemConfig):
-    """Base of a configuration that also says what the sources are."""
+    """Base of the encoder-decoder configurations: the sources."""
 
     source_vocabulary_size: int | None = Field(default=None, ge=2)
     """Sources of tokens: number of token ids. Filled in from the tokenizer."""
     source_features: int | None = Field(default=None, ge=1)
     """Sources of real vectors: numbers per item. Filled in from the data."""
     max_source_positions: int = Field(default=128, ge=1, le=1 << 20)
-    """Longest source. Each row holds memory for as many items, and attention to it costs accordingly."""
+    """Longest source. Each row holds memory for this many items, and attention to it costs accordingly."""
     shared_embeddings: bool = True
-    """Sources and targets are embedded by one matrix, where both are tokens; needs one vocabulary."""
+    """Use one embedding for sources and targets; both must be tokens of one vocabulary."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the target's probability that is spread over the vocabulary, in training only (Szegedy et al. 2016)."""
 
@@ -45,7 +45,7 @@ class EncoderDecoderConfig(ItemConfig):
 
     @property
     def shares_embedding(self) -> bool:
-        """Whether encoder and decoder read through one matrix."""
+        """Whether encoder and decoder use one embedding."""
         both_tokens = self.source_vocabulary_size is not None and self.vocabulary_size is not None
         return self.shared_embeddings and both_tokens
 
@@ -57,16 +57,16 @@ class EncoderDecoderConfig(ItemConfig):
         return RealInput(features=self.source_features or 0)
 
     def model_spec(self, state: tuple[StateSpec, ...], max_positions: int | None = None, **others: object) -> ModelSpec:
-        """A model that reads a source, and then gives items one after another."""
+        """Return the specification of a model that reads a source, then generates item by item."""
         source = {"source": self.source, "max_source_positions": self.max_source_positions}
         return super().model_spec(state, max_positions, **source, **others)
 
 
 class TransformerEncoderDecoderConfig(EncoderDecoderConfig, TransformerConfig):
-    """Configuration of encoder and decoder, which differ in their depth at most."""
+    """Configuration of encoder and decoder, which share all settings but the depth."""
 
     num_encoder_layers: int | None = Field(default=None, ge=1, le=256)
-    """Layers of the encoder; `num_layers`, those of the decoder, where absent."""
+    """Layers of the encoder; as many as the decoder's `num_layers` where absent."""
 
     @property
     def encoder(self) -> TransformerEncoderDecoderConfig:
@@ -82,10 +82,10 @@ class TransformerEncoderDecoderConfig(EncoderDecoderConfig, TransformerConfig):
 
 
 class RecurrentEncoderDecoderConfig(EncoderDecoderConfig, RecurrentConfig):
-    """Configuration of encoder and decoder, as deep as each other; either direction of the encoder is half as wide."""
+    """Configuration of encoder and decoder of equal depth; each direction of the encoder is half as wide."""
 
     attention: Literal["bahdanau", "luong", "none"] = "bahdanau"
-    """What the decoder sees of the source beside the encoder's last state, with which it begins."""
+    """Attention to the source; `none` leaves only the encoder's last state, the decoder's first."""
 
     @model_validator(mode="after")
     def _directions_are_even(self) -> RecurrentEncoderDecoderConfig:

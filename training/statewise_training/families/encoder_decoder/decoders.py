@@ -1,4 +1,4 @@
-"""Recurrent decoders: without attention, with Luong's, with Bahdanau's."""
+"""Recurrent decoders: without attention, with Luong's or with Bahdanau's."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ State = tuple[Tensor, ...]
 
 
 class Decoder(RecurrentModule):
-    """A recurrent model that begins with the encoder's last state, and sees no more of the source."""
+    """Recurrent decoder without attention: sees the source only through the encoder's last state."""
 
     reads_context = False
-    """Whether what is attended to is read beside each item."""
+    """Whether each step reads the context vector beside its item."""
 
     def __init__(self, cell: Cell, config: RecurrentEncoderDecoderConfig) -> None:
         super().__init__(
@@ -40,14 +40,14 @@ class Decoder(RecurrentModule):
         self.max_source_positions = config.max_source_positions
 
     def memory(self, encoded: Tensor, source_lengths: Tensor) -> State:
-        """What the decoder attends to, of the encoded source `[row, source, hidden_size]`."""
+        """Return the attention's memory, from the encoded source `[row, source, hidden_size]`."""
         return ()
 
 
 class LuongDecoder(Decoder):
     """Attends with each new hidden vector h: score(h, s) = h W s (Luong et al. 2015, "general", equations 5 to 8).
 
-    Memory: the encoded source. What is attended to is not fed to the next step: all steps of a chunk run at once.
+    Memory: the encoded source. The context is not fed to the next step, so all steps of a chunk run at once.
     """
 
     def __init__(self, cell: Cell, config: RecurrentEncoderDecoderConfig) -> None:
@@ -73,7 +73,7 @@ class LuongDecoder(Decoder):
 class BahdanauDecoder(Decoder):
     """Attends with the hidden vector before each step: score(h, s) = v tanh(W h + U s) (Bahdanau et al. 2015, A.1.2).
 
-    What is attended to is read beside the item, so that a chunk's steps run one after another. Memory: U s, and the
+    Each step reads the context beside its item, so a chunk's steps run one after another. Memory: U s, and the
     encoded source itself. The head reads tanh(W [context; h]), as in Luong's, in place of the paper's maxout layer.
     """
 
@@ -115,7 +115,7 @@ class BahdanauDecoder(Decoder):
         return layers[-2] if self.cell == "lstm" else layers[-1]
 
     def _dropout_between(self, inputs: Tensor) -> list[Tensor]:
-        """Factors `[row, time, hidden_size]` for each boundary between two layers; drawn before the steps begin."""
+        """Factors `[row, time, hidden_size]` for each boundary between two layers; drawn before the first step."""
         if not self.training:
             return []
         ones = inputs.new_ones(*inputs.shape[:2], self.rnn.hidden_size)
@@ -123,6 +123,6 @@ class BahdanauDecoder(Decoder):
 
 
 def _weights(scores: Tensor, source_lengths: Tensor) -> Tensor:
-    """Attention weights of scores `[row, time, source]`, none on what lies behind a source."""
+    """Attention weights from scores `[row, time, source]`; zero on the padding of a source."""
     mask = real_items(source_lengths, scores.shape[2])
     return torch.softmax(scores.masked_fill(~mask[:, None], float("-inf")), 2)

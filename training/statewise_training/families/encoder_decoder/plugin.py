@@ -23,18 +23,18 @@ ConfigT = TypeVar("ConfigT", bound=EncoderDecoderConfig)
 
 
 class EncoderDecoderPlugin(SequencePlugin[ConfigT]):
-    """What the families share: their data, and their loss."""
+    """Base of the encoder-decoder plugins: their data and their loss."""
 
     def loss(self, config: ConfigT, output: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        """Cross-entropy in nats per token; for real vectors, squared error per element or nats per vector."""
         return next_item_loss(output, targets, mask, head=config.next_item)
 
     def training_loss(self, module: nn.Module, config: ConfigT, batch: Batch, run: Any) -> Tensor:
-        """The loss, with the targets smoothed."""
+        """The loss with label smoothing."""
         return next_item_loss(run(batch), batch.targets, batch.mask, config.label_smoothing, config.next_item)
 
     def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
-        """The raw configuration with the sizes of both sides."""
+        """Fill in the item sizes of both sides."""
         if data.source is None:
             raise ConfigError(
                 f"plugin: {self.name} learns from pairs of source and target, and this data has no sources; "
@@ -50,7 +50,7 @@ class TransformerEncoderDecoderPlugin(EncoderDecoderPlugin[TransformerEncoderDec
     config_class = TransformerEncoderDecoderConfig
 
     def spec(self, config: TransformerEncoderDecoderConfig) -> ModelSpec:
-        """The number of items so far, each layer's caches, and its keys and values of the source."""
+        """Specification; state: the number of items, each layer's caches, its keys and values of the source."""
         heads, size = config.key_value_heads, config.head_width
         parts = [(layer, part) for layer in range(config.num_layers) for part in ("key", "value")]
         caches = [
@@ -71,13 +71,13 @@ class TransformerEncoderDecoderPlugin(EncoderDecoderPlugin[TransformerEncoderDec
 
 
 class RecurrentEncoderDecoderPlugin(EncoderDecoderPlugin[RecurrentEncoderDecoderConfig]):
-    """What the recurrent families share; each adds its name and its cell."""
+    """Base of the recurrent encoder-decoders; each adds its name and its cell."""
 
     config_class = RecurrentEncoderDecoderConfig
     cell: ClassVar[Cell]
 
     def spec(self, config: RecurrentEncoderDecoderConfig) -> ModelSpec:
-        """Each layer's vectors, and what attention looks at."""
+        """Specification; state: each layer's vectors, and the attention's memory."""
         vectors = ("hidden", "cell") if self.cell == "lstm" else ("hidden",)
         layers = [
             StateSpec(name=f"{vector}.{layer}", shape=("row", config.hidden_size))

@@ -1,4 +1,4 @@
-"""Recurrent encoder and decoder (Sutskever et al. 2014): the source, read in both directions, starts the decoder."""
+"""Recurrent encoder and decoder (Sutskever et al. 2014), with a bidirectional encoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DECODERS = {"none": Decoder, "luong": LuongDecoder, "bahdanau": BahdanauDecoder
 
 
 class RecurrentEncoderDecoder(nn.Module):
-    """Encoder and decoder, joined by the encoder's last state and by what the decoder attends to.
+    """Encoder and decoder, joined by the encoder's last state and the attention's memory.
 
     State: each layer's vectors as in `RecurrentModule`, then the memory of the decoder's attention, if any, and the
     length of the source.
@@ -36,7 +36,7 @@ class RecurrentEncoderDecoder(nn.Module):
             self.encoder.embedding = self.decoder.embedding
 
     def encode(self, source: Tensor, source_lengths: Tensor) -> State:
-        """The first state: the encoder's last one, and what the decoder attends to."""
+        """First state: the encoder's last one, and the attention's memory."""
         encoded, last = self.encoder(source, source_lengths)
         return (*last, *self.decoder.memory(encoded, source_lengths))
 
@@ -45,7 +45,7 @@ class RecurrentEncoderDecoder(nn.Module):
         return self.decoder(items, lengths, state)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """What the model says of the next item, `[..., output_size]`."""
+        """Outputs for the next item, `[..., output_size]`."""
         return self.decoder.head(hidden)
 
 
@@ -66,12 +66,12 @@ class BidirectionalEncoder(nn.Module):
         )
 
     def forward(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
-        """Encoded items `[row, source, hidden_size]`, and of each layer the vectors after its last item.
+        """Encoded items `[row, source, hidden_size]`, and each layer's vectors after its last item.
 
-        Both directions stand side by side; the backward one ends with a row's first item.
+        Both directions are concatenated; the backward one ends with a row's first item.
         """
         hidden = self.dropout(self.embedding(source))
-        # An empty row reads one item of padding, which nobody looks at.
+        # An empty row reads one item of padding; its output is never used.
         lengths = lengths.clamp(min=1)
         run_layer = self._onnx_layer if torch.compiler.is_exporting() else self._eager_layer
         last: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The Transformer of Vaswani et al. 2017: an encoder, and a decoder that also attends to what it made of the source."""
+"""The Transformer of Vaswani et al. 2017: an encoder, and a decoder with cross-attention to the encoded source."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TransformerEncoderDecoder(nn.Module):
             self.output.weight = self.decoder.embedding.weight
 
     def encode(self, source: Tensor, source_lengths: Tensor) -> State:
-        """The first state without its caches: position 0, each layer's keys and values of the source, its length."""
+        """First state without the caches: position 0, each layer's keys and values of the source, its length."""
         places = torch.arange(source.shape[1], device=source.device)[None]
         encoded = self.encoder.run(source, places, WholeRows(source_lengths, source.shape[1]))
         parts = [part for layer in self.decoder.layers for part in layer.memory(encoded)]
@@ -51,7 +51,7 @@ class TransformerEncoderDecoder(nn.Module):
         return hidden, caches.new_state()
 
     def head(self, hidden: Tensor) -> Tensor:
-        """What the model says of the next item, `[..., output_size]`."""
+        """Outputs for the next item, `[..., output_size]`."""
         return self.output(hidden)
 
 

@@ -1,4 +1,4 @@
-"""The step function of a first-order Markov model: a look into a table."""
+"""The step function of a first-order Markov model: a table lookup."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ State = tuple[Tensor, ...]
 
 
 class MarkovModule(nn.Module):
-    """`table` `[last token, next token]` holds logits; log-probabilities where it was made by counting.
+    """First-order Markov chain: `table` `[last token, next token]` holds logits, or after counting log-probabilities.
 
-    State: the last token's id + 1, int64 `[row]`; 0 where there was none yet.
+    State: the last token's id + 1, int64 `[row]`; 0 before the first token.
     """
 
     def __init__(self, vocabulary_size: int) -> None:
@@ -21,7 +21,7 @@ class MarkovModule(nn.Module):
         nn.init.normal_(self.table, std=0.02)
 
     def forward(self, items: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
-        """Every item is itself the hidden state: int64 `[row, time, 1]`; and the last items."""
+        """Items as hidden vectors, int64 `[row, time, 1]`, and the last item of each row as new state."""
         last = items.gather(1, (lengths - 1).clamp(min=0)[:, None]).squeeze(1)
         return items[..., None], (torch.where(lengths > 0, last + 1, state[0]),)
 

@@ -1,4 +1,4 @@
-"""Plugin `markov`: the next token depends on the last one alone."""
+"""Plugin `markov`: predicts the next token from the last one alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MarkovPlugin(SequencePlugin[MarkovConfig]):
     config_class = MarkovConfig
 
     def spec(self, config: MarkovConfig) -> ModelSpec:
-        """The last token, as its id + 1; 0 is none yet."""
+        """Specification; state: the last token's id + 1, or 0 before the first token."""
         return ModelSpec(
             input=TokenInput(vocabulary_size=config.vocabulary_size),
             head=CategoricalHead(vocabulary_size=config.vocabulary_size),
@@ -32,7 +32,7 @@ class MarkovPlugin(SequencePlugin[MarkovConfig]):
         )
 
     def build(self, config: MarkovConfig) -> MarkovModule:
-        """All but uniform transitions."""
+        """The step function, initialised with nearly uniform transitions."""
         return MarkovModule(config.vocabulary_size)
 
     def loss(
@@ -42,7 +42,7 @@ class MarkovPlugin(SequencePlugin[MarkovConfig]):
         return next_item_loss(output, targets, mask, head=self.spec(config).head)
 
     def fit(self, module: torch.nn.Module, config: MarkovConfig, documents: Sequence[Items]) -> bool:
-        """Count: log((count(a, b) + smoothing) / (count(a) + smoothing * vocabulary_size))."""
+        """Fit by counting: log((count(a, b) + smoothing) / (count(a) + smoothing * vocabulary_size))."""
         if config.fit != "counting":
             return False
         counts = count_pairs(documents, config.vocabulary_size)
@@ -51,7 +51,7 @@ class MarkovPlugin(SequencePlugin[MarkovConfig]):
         return True
 
     def for_data(self, config: dict[str, Any], data: DataSpec) -> dict[str, Any]:
-        """The raw configuration with the vocabulary's size. Raises ConfigError for real vectors."""
+        """Fill in the vocabulary's size. Raises ConfigError for real vectors."""
         if not isinstance(data.input, TokenInput):
             raise ConfigError(
                 "plugin: markov reads tokens, and data.kind series holds real vectors; use autoregressive with window 1"

@@ -13,16 +13,16 @@ DropoutKind = Literal["standard", "locked"]
 
 
 class RecurrentLayersConfig(InputConfig):
-    """What step functions and encoders have in common."""
+    """Settings common to recurrent step functions and encoders."""
 
     hidden_size: int = Field(default=256, ge=1)
     num_layers: int = Field(default=1, ge=1, le=64)
     embedding_size: int | None = Field(default=None, ge=1)
     """Width of the token embedding; `hidden_size` where absent."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Applied to the embedding, between layers and before the head, in training only."""
+    """Dropout probability for the embedding, between layers and before the head, in training only."""
     dropout_kind: DropoutKind = "standard"
-    """A new mask at every time step, or ("locked") one per sequence and layer (Gal and Ghahramani 2016)."""
+    """Standard: a new mask at every time step; locked: one per sequence and layer (Gal and Ghahramani 2016)."""
 
     @model_validator(mode="after")
     def _only_tokens_are_embedded(self) -> RecurrentLayersConfig:
@@ -40,7 +40,7 @@ class RecurrentConfig(RecurrentLayersConfig, ItemConfig):
     """Configuration of a recurrent model."""
 
     tied_embeddings: bool = False
-    """The head uses the embedding's matrix (Press and Wolf 2017); needs embedding_size = hidden_size."""
+    """Use the embedding's matrix in the head (Press and Wolf 2017); needs embedding_size = hidden_size."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RecurrentConfig:

@@ -1,7 +1,7 @@
-"""How the gates of a recurrent layer stood, from what it read and what it gave.
+"""Gate activations of a recurrent layer, recomputed from its inputs and hidden vectors.
 
-A gate at one time needs the hidden vector of the time before, and no other gate: with the hidden vectors of all times
-at hand, all gates of all times are one product, and no loop over time is left.
+A gate depends on the input and the previous hidden vector, and on no other gate: given the hidden vectors of all times,
+one matrix product gives all gates, without a loop over time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ def gate_activations(
 ) -> dict[str, Tensor]:
     """Activations by name, `[row, time, hidden_size]`, named as torch.nn.LSTM and torch.nn.GRU name them.
 
-    inputs `[row, time, features]` and hidden `[row, time, hidden_size]`: what the layer read and gave, from zero state.
+    inputs `[row, time, features]` and hidden `[row, time, hidden_size]`: the layer's input and output from zero state.
     LSTM: c = forget_gate * c + input_gate * cell_gate, hidden = output_gate * tanh(c).
     GRU: hidden = (1 - update_gate) * new_gate + update_gate * hidden.
-    `direction` "_reverse" names the weights of the way back; inputs and hidden are then turned round already.
+    `direction` "_reverse" names the weights of the backward direction; inputs and hidden must then be reversed already.
     """
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     weights = {name: getattr(rnn, f"{name}_l{layer}{direction}") for name in names}

@@ -1,6 +1,6 @@
 """Variational dropout: one mask per sequence and layer, the same at every time step (Gal and Ghahramani 2016).
 
-"Locked" is the name of Merity et al. 2018 for it between layers; the recurrent connections have none here.
+Merity et al. 2018 call it "locked" between layers; the recurrent connections have none here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class LockedDropout(nn.Dropout):
-    """Drops features of `[row, time, features]`, each row its own, for all of its time steps."""
+    """Drop features of `[row, time, features]`: one mask per row, for all of its time steps."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """In training, inputs times a mask `[row, 1, features]` of 0 and 1 / (1 - p); else the inputs."""
@@ -21,9 +21,9 @@ class LockedDropout(nn.Dropout):
 
 
 def single_layer(rnn: nn.RNNBase, layer: int, direction: str = "") -> nn.RNNBase:
-    """One layer of a stack as a module of its own, on the same parameters; `direction` "_reverse" is the backward one.
+    """Return one layer of a stack as a module on the same parameters; `direction` "_reverse" is the backward one.
 
-    The module itself runs forward: whoever takes a backward layer reverses its rows.
+    The module always runs forward: for a backward layer the caller reverses the rows.
     """
     options = {"nonlinearity": rnn.nonlinearity} if isinstance(rnn, nn.RNN) else {}
     input_size = rnn.hidden_size * (2 if rnn.bidirectional else 1) if layer else rnn.input_size

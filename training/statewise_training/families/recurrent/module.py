@@ -21,7 +21,7 @@ class RecurrentModule(nn.Module):
 
     `embedding`, `rnn` and `output` are plain torch.nn modules, so their state dicts load from any PyTorch model.
     State: for each layer the hidden vector `[row, hidden_size]`, and for LSTM the cell vector after it.
-    `context_size`: features that a subclass puts beside every item.
+    `context_size`: features that a subclass concatenates to every item.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RecurrentModule(nn.Module):
     ) -> None:
         super().__init__()
         sizes = (input_size + context_size, hidden_size, num_layers)
-        # torch.nn warns of dropout where there is no layer boundary to apply it at.
+        # torch.nn warns about dropout in a single layer, where it has no effect.
         between = {"dropout": dropout if num_layers > 1 else 0.0, "batch_first": True}
         if cell == "rnn":
             self.rnn: nn.RNNBase = nn.RNN(*sizes, nonlinearity=nonlinearity, **between)
@@ -70,7 +70,7 @@ class RecurrentModule(nn.Module):
         return self.dropout(hidden), new_state
 
     def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """Activations of every layer's gates over whole sequences, `input_gate.0` and so on, `[row, time, hidden]`."""
+        """Gate activations of every layer over whole sequences, `input_gate.0` and so on, `[row, time, hidden]`."""
         inputs = items if self.embedding is None else self.embedding(items)
         activations = {}
         for layer in range(self.rnn.num_layers):
@@ -81,11 +81,11 @@ class RecurrentModule(nn.Module):
         return activations
 
     def head(self, hidden: Tensor) -> Tensor:
-        """What the model says of the next item, `[..., output_size]`."""
+        """Outputs for the next item, `[..., output_size]`."""
         return self.output(hidden)
 
     def _forward_layers(self, inputs: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
-        """Layer by layer: between its own layers torch.nn draws a mask for every time step."""
+        """Run layer by layer, for locked dropout: torch.nn draws a new mask at every time step between its layers."""
         hidden, per_layer = inputs, len(state) // self.rnn.num_layers
         new_state: list[Tensor] = []
         for layer in range(self.rnn.num_layers):
@@ -100,7 +100,7 @@ class RecurrentModule(nn.Module):
         if bool((lengths == time).all()):
             hidden, last = rnn(inputs, self._stack(state))
             return hidden, self._unstack(last)
-        # Packing refuses empty rows: give them one item, and their old state back afterwards.
+        # Packing refuses empty rows: give them one item, then restore their old state.
         packed = pack_padded_sequence(inputs, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
         packed_hidden, last = rnn(packed, self._stack(state))
         hidden, _ = pad_packed_sequence(packed_hidden, batch_first=True, total_length=time)

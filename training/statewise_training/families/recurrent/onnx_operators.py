@@ -19,7 +19,7 @@ def onnx_layer(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Emit one layer while torch.export traces; inputs `[time, row, features]`, state `[direction, row, hidden]` each.
 
-    A bidirectional layer has two directions, of which the second begins at each row's own last item.
+    A bidirectional layer has two directions; the second begins at each row's own last item.
 
     Returns hidden vectors `[time, row, direction * hidden]` and the new state.
     """
@@ -38,7 +38,7 @@ def onnx_layer(
         ],
         version=14,
     )
-    # One direction is squeezed rather than flattened, so that a step takes no detour.
+    # Squeezed rather than flattened for one direction: fewer operators per step.
     return hidden.transpose(1, 2).flatten(2) if rnn.bidirectional else hidden.squeeze(1), tuple(last)
 
 

@@ -18,13 +18,13 @@ from statewise_training.families.shared.losses import next_item_loss
 
 
 class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
-    """What the three families share; each adds its name and its cell."""
+    """Base of the three plugins; each adds its name and its cell."""
 
     config_class = RecurrentConfig
     cell: ClassVar[Cell]
 
     def spec(self, config: RecurrentConfig) -> ModelSpec:
-        """One hidden vector per layer, and for LSTM one cell vector."""
+        """Specification; state: one hidden vector per layer, and for LSTM one cell vector."""
         vectors = ("hidden", "cell") if self.cell == "lstm" else ("hidden",)
         state = tuple(
             StateSpec(name=f"{vector}.{layer}", shape=("row", config.hidden_size))
@@ -34,7 +34,7 @@ class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
         return config.model_spec(state)
 
     def inspects(self, config: RecurrentConfig) -> bool:
-        """Gates, which plain recurrent networks lack."""
+        """Whether the layers have gates to show; plain recurrent networks have none."""
         return self.cell != "rnn"
 
     def build(self, config: RecurrentConfig) -> RecurrentModule:
@@ -55,7 +55,7 @@ class RecurrentPlugin(SequencePlugin[RecurrentConfig]):
     def loss(
         self, config: RecurrentConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        """Cross-entropy in nats per token; for real vectors, squared error per element or nats per vector."""
         return next_item_loss(output, targets, mask, head=config.next_item)
 
 

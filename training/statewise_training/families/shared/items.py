@@ -1,4 +1,4 @@
-"""What a family reads and gives, tokens or real vectors, as every such family's configuration says it."""
+"""Inputs and outputs of a family, tokens or real vectors: the base of the families' configurations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from statewise.plugins import PluginConfig
 
 
 class InputConfig(PluginConfig):
-    """Base of a configuration in which exactly one of `vocabulary_size` and `features` says what the model reads."""
+    """Base of a configuration with exactly one of `vocabulary_size` and `features`, for the model's input."""
 
     vocabulary_size: int | None = Field(default=None, ge=2)
     """Token input: number of token ids. Filled in from the tokenizer."""
@@ -35,7 +35,7 @@ class InputConfig(PluginConfig):
 
     @property
     def item_size(self) -> int:
-        """Size of the vocabulary, or numbers of a vector."""
+        """Vocabulary size, or numbers per vector."""
         return self.vocabulary_size or self.features or 0
 
 
@@ -64,10 +64,10 @@ HeadConfig = Annotated[
 
 
 class ItemConfig(InputConfig):
-    """Base of the configuration of a model that gives the next one of the items that it reads."""
+    """Base of the configuration of a model that predicts the next of its input items."""
 
     head: HeadConfig | None = None
-    """Real-vector input: what is said of the next vector; `value` where absent. A name stands for its defaults."""
+    """Real-vector input: the head for the next vector; `value` where absent. A name alone takes its defaults."""
 
     @model_validator(mode="after")
     def _head_fits(self) -> ItemConfig:
@@ -78,7 +78,7 @@ class ItemConfig(InputConfig):
 
     @property
     def next_item(self) -> HeadSpec:
-        """What the model gives of the next item."""
+        """Head for the next item."""
         if self.features is None:
             return CategoricalHead(vocabulary_size=self.vocabulary_size)
         if isinstance(self.head, MixtureHeadConfig):
@@ -86,7 +86,7 @@ class ItemConfig(InputConfig):
         return ValueHead(features=self.features)
 
     def model_spec(self, state: tuple[StateSpec, ...], max_positions: int | None = None, **others: object) -> ModelSpec:
-        """A model that reads these items, gives the next one, and carries this state; and what else there is of it."""
+        """Return the specification: these items, a head for the next one, this state, and `others`."""
         if self.features is None:
             reads = TokenInput(vocabulary_size=self.vocabulary_size)
         else:

@@ -10,9 +10,9 @@ from statewise_training.families.shared.mixture import log_density
 def next_item_loss(
     output: Tensor, targets: Tensor, mask: Tensor, label_smoothing: float = 0.0, head: HeadSpec | None = None
 ) -> Tensor:
-    """Cross-entropy in nats per token, or squared error per vector element; over the items that `mask` marks.
+    """Cross-entropy in nats per token, or squared error per vector element, over the items that `mask` marks.
 
-    Where the head is a mixture, negative log-density in nats per vector.
+    For a mixture head, negative log-density in nats per vector.
     `label_smoothing` is the share of a target token's probability that is spread over the whole vocabulary.
     """
     output, targets = output[mask], targets[mask]

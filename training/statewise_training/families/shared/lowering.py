@@ -16,7 +16,7 @@ _lowering: ContextVar[Lowering] = ContextVar("attention_lowering", default="gqa"
 def attention_lowering(lowering: Lowering) -> Iterator[None]:
     """Trace attention as GroupQueryAttention (`gqa`), as ONNX's own operators of opset 24 (`standard`), or as products.
 
-    The last one, `plain`, is for graphs that read whole sequences from their first item on: the caches are left empty.
+    `plain`, attention as products, is for graphs that read whole sequences from the first item: the caches stay empty.
     """
     token = _lowering.set(lowering)
     try:
@@ -26,5 +26,5 @@ def attention_lowering(lowering: Lowering) -> Iterator[None]:
 
 
 def current_lowering() -> Lowering:
-    """The lowering that attention must be traced as."""
+    """Return the lowering in which attention is being traced."""
     return _lowering.get()

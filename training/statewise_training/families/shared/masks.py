@@ -5,15 +5,15 @@ from torch import Tensor
 
 
 def real_items(lengths: Tensor, num_items: int) -> Tensor:
-    """Which items of right-padded rows are real, bool `[row, num_items]`, by the rows' lengths `[row]`.
+    """Mask of the real items in right-padded rows, bool `[row, num_items]`, from the lengths `[row]`.
 
-    The first item of an empty row counts as real: a softmax over nothing would not be a number.
+    The first item of an empty row counts as real: a softmax over an empty set is NaN.
     """
     return torch.arange(num_items, device=lengths.device) < lengths.clamp(min=1)[:, None]
 
 
 def pad_source(memory: Tensor, num_positions: int, dim: int) -> Tensor:
-    """The memory with zeros behind it along a dimension, up to `num_positions` items."""
+    """Pad the memory with zeros along a dimension, to `num_positions` items."""
     shape = list(memory.shape)
     shape[dim] = num_positions - shape[dim]
     return torch.cat([memory, memory.new_zeros(shape)], dim)

@@ -11,18 +11,18 @@ from torch.nn import functional as F
 from statewise.model.spec import HeadSpec, MixtureHead
 
 LOG_DIAGONAL_BOUND = 7.0
-"""Logarithms of the Cholesky factors' diagonals lie in (-7, 7).
+"""Bound of the Cholesky diagonals' logarithms, which lie in (-7, 7).
 
-Where a series stands still its density has no bound, and training would follow it to infinity. The bound is smooth, so
-that a component which has become narrow can become wide again. The least deviation is 0.0009 of a standardised series'.
+The density of a series that stands still is unbounded, and training would diverge. The bound is smooth, so a component
+that has become narrow can widen again. The smallest deviation is 0.0009 of a standardised series'.
 """
 
 
 class MixtureLayer(nn.Module):
     """A linear layer whose outputs are parameters of a mixture, in `MixtureHead`'s layout, with bounded deviations.
 
-    At first all components weigh the same and have unit covariance; their means are spread as a standard normal
-    distribution is, in each feature in another order.
+    Initially all components have equal weights and unit covariance; their means are quantiles of a standard normal
+    distribution, in a different order for each feature.
     """
 
     def __init__(self, width: int, head: MixtureHead) -> None:
@@ -46,14 +46,14 @@ class MixtureLayer(nn.Module):
 
 
 def output_layer(width: int, head: HeadSpec, *, bias: bool = True) -> nn.Module:
-    """The layer behind hidden vectors of that width: linear, and of a mixture with bounds."""
+    """Make the output layer for hidden vectors of that width: linear, or a MixtureLayer."""
     if isinstance(head, MixtureHead):
         return MixtureLayer(width, head)
     return nn.Linear(width, head.output_size, bias=bias)
 
 
 def log_density(output: Tensor, items: Tensor, head: MixtureHead) -> Tensor:
-    """Logarithm of the density at items `[..., features]`, under outputs `[..., output_size]`; `[...]`, in float32."""
+    """Log-density `[...]` of items `[..., features]` under outputs `[..., output_size]`, in float32."""
     count, width = head.components, head.features
     sizes = [count, count * width, count * width, head.output_size - count * (1 + 2 * width)]
     logits, means, log_diagonal, below = output.float().split(sizes, dim=-1)

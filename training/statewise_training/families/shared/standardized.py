@@ -1,4 +1,4 @@
-"""A model that was trained on standardised vectors, in the units of the vectors."""
+"""Wrappers that give a model trained on standardised vectors the vectors' own units."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from statewise.rules.mixture import in_other_units
 
 
 class StandardizedInput(nn.Module):
-    """A model of raw vectors around one of standardised vectors (mean 0, deviation 1 per feature).
+    """Standardise raw vectors (mean 0, deviation 1 per feature) for the module inside.
 
-    Its answers are the model's own, as those of an encoder, which are not about the next vector.
+    Outputs are unchanged, as for an encoder, which does not predict vectors.
     """
 
     def __init__(self, module: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> None:
@@ -35,7 +35,7 @@ class StandardizedInput(nn.Module):
         return self.module.forward_mixed(items, state, chunk, chunk_state)
 
     def inspect(self, items: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """What the module inside shows of raw vectors, where it shows something."""
+        """Inspection of the module inside, for raw vectors, where it has one."""
         return self.module.inspect((items - self.mean) / self.deviation, lengths)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class StandardizedInput(nn.Module):
 
 
 class Standardized(StandardizedInput):
-    """A step function whose outputs are about vectors too, and raw as those that it reads."""
+    """A step function that reads raw vectors and predicts them in raw units."""
 
     def __init__(self, module: nn.Module, head: HeadSpec, mean: Sequence[float], deviation: Sequence[float]) -> None:
         super().__init__(module, mean, deviation)
@@ -53,5 +53,5 @@ class Standardized(StandardizedInput):
         self.register_buffer("shift", shift)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Values, or a mixture's parameters, of raw vectors, `[..., output_size]`."""
+        """Values or mixture parameters in raw units, `[..., output_size]`."""
         return self.module.head(hidden) * self.factor + self.shift

@@ -1,4 +1,4 @@
-"""The state before any item."""
+"""Initial states: zeros, or from an encoder."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ def zero_state(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> tuple[Tensor, ...]:
-    """Zeros for every state tensor; caches have room for `num_positions` items, `dtype` is that of real numbers."""
+    """Zeros for every state tensor; caches have room for `num_positions` items, `dtype` is for real numbers."""
     return tuple(
         torch.zeros(
             num_rows,
@@ -30,7 +30,7 @@ def zero_state(
 def encoded_state(
     module: nn.Module, spec: ModelSpec, source: Tensor, source_lengths: Tensor, num_positions: int
 ) -> tuple[Tensor, ...]:
-    """The state that an encoder-decoder begins with: what it makes of the sources, and empty caches.
+    """First state of an encoder-decoder: the encoded sources and empty caches.
 
     source `[row, source]` or `[row, source, features]`, source_lengths `[row]`.
     """

@@ -22,13 +22,13 @@ def cached_attention(
     *,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Causal attention of new items to the cache and to themselves, scaled by the root of the head size.
+    """Causal attention of new items to the cache and themselves, scaled by 1 / sqrt(head size).
 
     query `[row, time, head, head_size]`, key and value `[row, time, kv_head, head_size]`: the new items
-    past_key, past_value `[row, kv_head, position, head_size]`: the first `position[row]` of each row are filled
+    past_key, past_value `[row, kv_head, position, head_size]`: `position[row]` of them are filled
     position, lengths int64 `[row]`: items in the cache, and real ones among the new
 
-    Returns `[row, time, head, head_size]` and the caches with the new items in their places.
+    Returns `[row, time, head, head_size]` and the caches with the new items written.
     """
     if torch.compiler.is_exporting():
         if current_lowering() == "standard":
@@ -52,18 +52,18 @@ def cached_attention(
 
 
 def causal_weights(query: Tensor, key: Tensor) -> Tensor:
-    """Attention weights of whole sequences, each item of which sees itself and those before it."""
+    """Causal attention weights of whole sequences: each item sees itself and all earlier ones."""
     return attention_weights(query, key, causal_mask(query.shape[1], query.device))
 
 
 def causal_mask(num_items: int, device: torch.device) -> Tensor:
-    """Which keys a query sees, bool `[query, key]`: padding on the right is seen by padding alone."""
+    """Mask of the keys that each query sees, bool `[query, key]`; only padding sees padding on the right."""
     time = torch.arange(num_items, device=device)
     return time <= time[:, None]
 
 
 def attention_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-    """Attention weights, `[row, head, query, key]`; those of a query add up to 1.
+    """Attention weights, `[row, head, query, key]`; each query's sum to 1.
 
     query `[row, time, head, head_size]`, key `[row, time, kv_head, head_size]`; visible bool, for every query at least
     one key, broadcast to the shape of the weights.
@@ -73,17 +73,17 @@ def attention_weights(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
 
 
 def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
-    """The values `[row, time, kv_head, head_size]` that weights attend to, `[row, time, head, head_size]`."""
+    """Weighted sums of values `[row, time, kv_head, head_size]`, as `[row, time, head, head_size]`."""
     return (weights @ _each_head(value, weights.shape[1])).transpose(1, 2)
 
 
 def _each_head(shared: Tensor, num_heads: int) -> Tensor:
-    """Keys or values `[row, head, time, head_size]`, each copied for every query head that shares it."""
+    """Repeat keys or values for every query head of their group, `[row, head, time, head_size]`."""
     return shared.transpose(1, 2).repeat_interleave(num_heads // shared.shape[2], dim=1)
 
 
 def _write(cache: Tensor, new: Tensor, position: Tensor, lengths: Tensor) -> Tensor:
-    """The cache with the real ones of the new items in their places."""
+    """Write the real new items into the cache at their positions."""
     step = torch.arange(new.shape[1], device=new.device)
     row, time = torch.nonzero(step < lengths[:, None], as_tuple=True)
     written = cache.clone()
@@ -100,11 +100,11 @@ def _group_query_attention(
     position: Tensor,
     lengths: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ONNX Runtime's operator, which appends to the cache in place where past and present are one buffer.
+    """Emit ONNX Runtime's GroupQueryAttention; it appends in place where past and present are one buffer.
 
     Its contract: a row's `seqlens_k` is its total length less one; several rows with several new items each are
-    refused, so the runtime prefills one row at a time. The longest length is read on the host, and only bounds the
-    work: as the size of the cache it is a shape, where the true one would have to come back from a device.
+    refused, so the runtime prefills one row at a time. The longest length is read on the host and only bounds the
+    work: the cache size, a shape, serves, while the true maximum would need a copy from the device.
     """
     rows, time, num_heads, head_size = query.shape
     total = position + lengths
@@ -130,14 +130,14 @@ def _group_query_attention(
 def _standard_attention(
     query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ONNX's operators, which ONNX Runtime has in float32 on CUDA too; TensorScatter writes in place.
+    """Emit ONNX's own operators, which ONNX Runtime also has in float32 on CUDA; TensorScatter writes in place.
 
-    Their contract: new items are padded on the right, and the padding is written too, so that a row needs room for
+    Their contract: new items are padded on the right, and the padding is written too, so a row needs room for
     `position + time` items; `nonpad_kv_seqlen` counts it. ONNX Runtime checks neither.
     """
     time = query.shape[1]
-    # Not `position + time`: a sum of a tensor on the device and a size, known on the host, is copied from one to the
-    # other, and a graph with copies cannot be captured.
+    # Not `position + time`: adding a size, known on the host, to a tensor on the device inserts a copy
+    # between them, and a CUDA graph with copies cannot be captured.
     ends = (position[:, None] + torch.arange(1, time + 1))[:, -1]
     present = [_scatter(past, new, position) for past, new in ((past_key, key), (past_value, value))]
     attended: Tensor = torch.onnx.ops.symbolic(

@@ -1,7 +1,6 @@
-"""Where the new items of a run stand, and how they attend to what came before: rows of their own, or rows in company.
+"""Layouts of a run's new items, and their attention to earlier items: separate rows, or rows mixed with a chunk.
 
-A Transformer's layers treat every item by itself but for attention, so they need not know how the items of a run are
-laid out. These classes do.
+All parts of a Transformer's layers but attention treat each item independently, so only these classes know the layout.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class Caches(Protocol):
     """Attention over the state of a run."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        """Attend in the next layer; shapes as in `cached_attention`, laid out as the run's items are."""
+        """Attend in the next layer; shapes as in `cached_attention`, in the layout of the run's items."""
 
 
 class RowCaches:
@@ -34,7 +33,7 @@ class RowCaches:
         self._present: list[Tensor] = []
 
     def places(self, time: int) -> Tensor:
-        """Position of every item, int64 `[row, time]`; of padding too, where it means nothing."""
+        """Position of every item, int64 `[row, time]`; meaningless for padding."""
         return self._position[:, None] + torch.arange(time, device=self._position.device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
@@ -53,7 +52,7 @@ class RowCaches:
 
 
 class ShownRows:
-    """Whole rows, right-padded, each item of which sees what is `visible`; the weights of every layer are kept."""
+    """Whole right-padded rows with the mask `visible`; records the attention weights of every layer."""
 
     def __init__(self, visible: Tensor) -> None:
         self.weights: list[Tensor] = []
@@ -66,9 +65,9 @@ class ShownRows:
 
 
 class MixedCaches:
-    """One item of each of n rows, then the chunk of one more row, all in one line: `[1, n + time]`.
+    """One item of each of n rows, then the chunk of one more row, concatenated: `[1, n + time]`.
 
-    Whatever is done item by item reads the weights once for both; attention goes to either's own cache.
+    Layers that act per item read the weights once for both parts; attention uses each part's own cache.
     """
 
     def __init__(self, rows: RowCaches, num_rows: int, chunk: RowCaches) -> None:
@@ -77,7 +76,7 @@ class MixedCaches:
         self._chunk = chunk
 
     def places(self, time: int) -> Tensor:
-        """Position of every item, int64 `[1, n + time]`, `time` being the chunk's."""
+        """Position of every item, int64 `[1, n + time]`; `time` is the chunk's length."""
         return torch.cat([self._rows.places(1).transpose(0, 1), self._chunk.places(time)], dim=1)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:

@@ -10,10 +10,10 @@ from statewise_training.families.shared.items import InputConfig, ItemConfig
 
 
 class TransformerLayersConfig(InputConfig):
-    """What decoders and encoders have in common."""
+    """Settings common to decoders and encoders."""
 
     max_positions: int = Field(default=512, ge=2, le=1 << 20)
-    """Longest sequence; of a decoder, prompt and output together."""
+    """Longest sequence; for a decoder, prompt and output together."""
     hidden_size: int = Field(default=256, ge=1)
     num_layers: int = Field(default=4, ge=1, le=256)
     num_heads: int = Field(default=4, ge=1)
@@ -31,16 +31,16 @@ class TransformerLayersConfig(InputConfig):
     positions: Literal["sinusoidal", "learned", "rotary", "none"] = "rotary"
     rotary_base: float = Field(default=10_000.0, gt=1)
     rotary_divisors: tuple[PositiveFloat, ...] | None = None
-    """By what the angle of each pair of a head is divided, `head_size / 2` numbers: positions stretched for longer
-    sequences than a model has begun with; as they are where absent."""
+    """Divisors of the rotary angles, `head_size / 2` numbers, one per pair of a head: they stretch positions for longer
+    sequences than a model was first trained on; none where absent."""
     bias: bool = True
-    """Biases of the linear layers and of LayerNorm."""
+    """Give the linear layers and LayerNorm biases."""
     scaled_embeddings: bool = False
-    """The root of `hidden_size` times the embedding, before positions are added (Vaswani et al. 2017, section 3.4)."""
+    """Multiply the embedding by sqrt(hidden_size) before adding positions (Vaswani et al. 2017, section 3.4)."""
     embedding_norm: bool = False
-    """Normalise what the first layer reads."""
+    """Normalise the first layer's input."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Applied to embeddings, attention weights and residual branches, in training only."""
+    """Dropout probability for embeddings, attention weights and residual branches, in training only."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TransformerLayersConfig:
@@ -77,9 +77,9 @@ class TransformerConfig(TransformerLayersConfig, ItemConfig):
     """Configuration of a decoder."""
 
     tied_embeddings: bool = False
-    """The head uses the embedding's matrix (Press and Wolf 2017)."""
+    """Use the embedding's matrix in the head (Press and Wolf 2017)."""
     output_bias: bool = False
-    """A bias of the head."""
+    """Give the head a bias."""
 
     @model_validator(mode="after")
     def _fits_a_decoder(self) -> TransformerConfig:

@@ -30,7 +30,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class TransformerTrunk(nn.Module):
-    """Items to hidden vectors: embedding, positions, layers."""
+    """Embedding, positions and layers: from items to hidden vectors."""
 
     def __init__(self, config: TransformerLayersConfig, layer: type[Layer]) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class TransformerTrunk(nn.Module):
         self.final_norm = norm(config) if config.norm_position == "pre" else nn.Identity()
 
     def initialize(self) -> None:
-        """Draw all weights (Radford et al. 2019): branches that are added up start smaller, the deeper the stack."""
+        """Draw all weights (Radford et al. 2019): the deeper the stack, the smaller the residual branches' ends."""
         self.apply(initialize)
         ends = [linear for layer in self.layers for linear in layer.branch_ends]
         for linear in ends:
@@ -62,15 +62,15 @@ class TransformerTrunk(nn.Module):
 
     def run(self, items: Tensor, places: Tensor, caches: Caches) -> Tensor:
         """Hidden vectors of items at the given positions, `[row, time, hidden_size]`."""
-        # Padding may lie beyond the last position; what it looks up is never used.
+        # Padding may lie beyond the last position; its lookup is never used.
         places = places.clamp(max=self.max_positions - 1)
         hidden = self.embedding(items)
         if self.embedding_scale is not None:
             hidden = hidden * self.embedding_scale
         if self.position_embedding is not None:
             hidden = hidden + self.position_embedding(places)
-        # Tables are looked up as embeddings: indexing becomes GatherND, which no CUDA graph can replay, as it copies
-        # sizes that lie in memory of the moment on the host.
+        # Tables are looked up as embeddings: indexing becomes GatherND, which no CUDA graph can replay: it copies
+        # sizes from temporary host memory.
         if self.positions == "sinusoidal":
             hidden = hidden + F.embedding(places, self.sinusoids)
         rotation = F.embedding(places, self.rotations) if self.positions == "rotary" else None
@@ -105,10 +105,10 @@ class TransformerModule(TransformerTrunk):
     def forward_mixed(
         self, items: Tensor, state: State, chunk: Tensor, chunk_state: State
     ) -> tuple[Tensor, State, State]:
-        """One item of each of some rows, `[row, 1]`, and a chunk of one more, `[1, time]`: one pass over the weights.
+        """Run one item per row, `[row, 1]`, and a chunk of another row, `[1, time]`, in one pass over the weights.
 
         Returns the hidden vectors of the rows' items and of the chunk's last one, `[row + 1, hidden_size]`, and both
-        states with the new items. The same numbers as two calls of `forward`.
+        states with the new items. Equals two calls of `forward`.
         """
         num_rows, time = items.shape[0], chunk.shape[1]
         rows = RowCaches(state, torch.ones_like(state[0]))
@@ -123,12 +123,12 @@ class TransformerModule(TransformerTrunk):
         return self.show(items, causal_mask(items.shape[1], items.device))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """What the model says of the next item, `[..., output_size]`."""
+        """Outputs for the next item, `[..., output_size]`."""
         return self.output(hidden)
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with its norm (before or behind it) and its residual."""
+    """Attention and feed-forward, each with a residual and a norm before or after it."""
 
     def __init__(self, config: TransformerLayersConfig) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Layer(nn.Module):
         return self._add(self.feed_forward_norm, hidden, self._feed_forward)
 
     def _add(self, norm: nn.Module, hidden: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """Add what a branch makes of the hidden vectors, its norm in front of it or behind the sum."""
+        """Add a branch's output to the hidden vectors, with its norm before the branch or after the sum."""
         if self.is_pre_norm:
             return hidden + self.dropout(branch(norm(hidden)))
         return norm(hidden + self.dropout(branch(hidden)))
@@ -181,7 +181,7 @@ class Layer(nn.Module):
 
 
 def norm(config: TransformerLayersConfig) -> nn.Module:
-    """The normalisation that a configuration asks for."""
+    """Make the configured normalisation."""
     if config.norm == "rms_norm":
         return nn.RMSNorm(config.hidden_size, eps=config.norm_epsilon)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon, bias=config.bias)

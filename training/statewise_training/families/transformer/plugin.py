@@ -19,7 +19,7 @@ class TransformerPlugin(SequencePlugin[TransformerConfig]):
     mixes = True
 
     def spec(self, config: TransformerConfig) -> ModelSpec:
-        """The number of items so far, and each layer's keys and values."""
+        """Specification; state: the number of items so far, and each layer's keys and values."""
         shape = ("row", config.key_value_heads, "position", config.head_width)
         caches = tuple(
             StateSpec(name=f"{part}.{layer}", kind="cache", shape=shape)
@@ -30,7 +30,7 @@ class TransformerPlugin(SequencePlugin[TransformerConfig]):
         return config.model_spec((position, *caches), config.max_positions)
 
     def inspects(self, config: TransformerConfig) -> bool:
-        """Attention weights."""
+        """Return True: the module shows its attention weights."""
         return True
 
     def build(self, config: TransformerConfig) -> TransformerModule:
@@ -40,5 +40,5 @@ class TransformerPlugin(SequencePlugin[TransformerConfig]):
     def loss(
         self, config: TransformerConfig, output: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Cross-entropy in nats per token; of real vectors squared error per element, or nats per vector."""
+        """Cross-entropy in nats per token; for real vectors, squared error per element or nats per vector."""
         return next_item_loss(output, targets, mask, head=config.next_item)

@@ -1,4 +1,4 @@
-"""Where an item stands: sinusoids that are added, rotations of queries and keys."""
+"""Positional encodings: additive sinusoids, and rotations of queries and keys."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def rotary_table(num_positions: int, head_size: int, base: float, divisors: Sequ
 
 
 def rotate(vectors: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + head_size / 2) of `[row, time, head, head_size]` by what the table says of their places.
+    """Rotate the pairs (i, i + head_size / 2) of `[row, time, head, head_size]` by the angles of their positions.
 
-    rotation `[row, time, head_size]`
+    rotation `[row, time, head_size]`: rows of `rotary_table`.
     """
     cosine, sine = rotation[:, :, None].chunk(2, dim=3)
     first, second = vectors.chunk(2, dim=3)
