@@ -40,7 +40,7 @@ ConfigT = TypeVar("ConfigT", bound=PluginConfig)
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What the data of a training run turned out to be."""
+    """Properties of the data of a training run."""
 
     input: InputSpec
     """Its items, with the size of the vocabulary or the number of features."""
@@ -54,7 +54,7 @@ class DataSpec:
 
 
 class Batch(Protocol):
-    """What one step of training sees; rows are right-padded."""
+    """Batch of one training step; rows are right-padded."""
 
     @property
     def items(self) -> torch.Tensor:
@@ -104,7 +104,7 @@ class SequencePlugin(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def spec(self, config: ConfigT) -> ModelSpec:
-        """What a model of this configuration reads, carries and gives."""
+        """Describe a model of this configuration: input, state and head."""
 
     @abstractmethod
     def build(self, config: ConfigT) -> torch.nn.Module:
@@ -133,7 +133,7 @@ class SequencePlugin(ABC, Generic[ConfigT]):
     def training_loss(
         self, module: torch.nn.Module, config: ConfigT, batch: Batch, run: Callable[[Batch], torch.Tensor]
     ) -> torch.Tensor:
-        """What a step of training lowers; `run` gives the module's outputs for a batch, from its first state.
+        """Return the loss of a training step; `run` gives the module's outputs for a batch, from its first state.
 
         For families whose loss has other parts too; evaluation calls `loss` alone.
         """

@@ -85,7 +85,7 @@ class ServerSettings(BaseSettings):
     """Messages over all streams, 100 for each core by default; of many streams each gets fewer, with more in each."""
 
     grace_seconds: float = Field(default=20.0, ge=0)
-    """How long running streams may go on after SIGTERM."""
+    """Time that running streams have to complete after SIGTERM."""
 
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of the Prometheus metrics, at the same host; 0 serves none."""

@@ -1,4 +1,4 @@
-"""What a monitoring system can scrape: calls by code, items, latencies, rows and queues."""
+"""Prometheus metrics: calls by code, items, latencies, rows and queues."""
 
 from __future__ import annotations
 

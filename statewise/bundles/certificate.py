@@ -80,7 +80,7 @@ class TokenDivergence(Figures):
     perplexity_float32: float
     perplexity: float
     kl_divergence: float
-    """Of the variant's distribution from that of float32, mean, in nats."""
+    """Mean divergence of the variant's distribution from that of float32, in nats."""
     equal_greedy: float
     """Share of tokens of which both hold the same one for the most probable."""
     common_prefix: float
@@ -102,7 +102,7 @@ class DensityDivergence(Figures):
     negative_log_likelihood_float32: float
     negative_log_likelihood: float
     kl_divergence: float
-    """Of the variant's distribution from that of float32, estimated with a vector drawn from each of the latter."""
+    """Divergence of the variant from float32, estimated with a vector drawn from each of the latter."""
 
     def within(self, limits: Limits) -> bool:
         """Whether it keeps to the limits; NaN does not."""
@@ -148,7 +148,7 @@ class LabelDivergence(Figures):
     """Items that training has not seen, or, where the checkpoint has none, random ones."""
     num_labels: int = Field(ge=1)
     kl_divergence: float
-    """Of the variant's distribution over the labels from that of float32, mean, in nats."""
+    """Mean divergence of the variant's distribution over the labels from that of float32, in nats."""
     equal_labels: float
     """Share of labels of which both hold the same one for the most probable, or float32 one nearly as probable."""
 
@@ -173,7 +173,7 @@ class Case(Figures):
     """One shape of input that was run."""
 
     graph: Literal["step", "predict", "score", "inspect"] = "step"
-    """Which graph, `step` standing for all those that carry state."""
+    """Name of the graph; `step` stands for all graphs that carry state."""
     prompt_length: int = Field(ge=0)
     """Longest prompt or sequence of the batch, where rows are ragged."""
     source_length: int | None = None

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: the contract between export and the server.
+"""Manifest of a bundle: the contract between export and the server.
 
 The server obeys this description and nothing else; it never asks which family a model belongs to.
 """
@@ -88,7 +88,7 @@ class Variant(Strict):
     data: tuple[FileName, ...] = ()
     """External weights of the graphs; empty where the weights lie inside them."""
     state_dtype: Literal["float32", "float16"] = "float32"
-    """What the real-number state is held in, whatever the model's own description says."""
+    """Type in which real-number state is held, whatever the model's own description says."""
     ragged_prefill: bool = True
     """Whether one run takes several new items of several rows; else each such row has a run of its own."""
     max_threads: int | None = Field(default=None, ge=1)

@@ -34,7 +34,7 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
 
 @dataclass(frozen=True, kw_only=True)
 class BundleContent:
-    """What a manifest says beside the model's name, its version and the files' hashes."""
+    """Content of a manifest beside the model's name, its version and the files' hashes."""
 
     plugin: str
     plugin_config: dict[str, Any]

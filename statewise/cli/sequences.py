@@ -67,7 +67,7 @@ def print_json(sequence: Prompt, answer: dict[str, Any]) -> None:
 
 
 def shorten(sequence: Prompt) -> str:
-    """How a table shows a sequence."""
+    """Shorten a sequence for a table."""
     text = sequence if isinstance(sequence, str) else " ".join(map(str, np.asarray(sequence).ravel()[:20].tolist()))
     line = " ".join(text.split())
     return line if len(line) <= 60 else f"{line[:59]}…"

@@ -91,7 +91,7 @@ class AsyncClient:
     async def predict(
         self, model: str, inputs: Sequence[Prompt], *, version: int = 0, timeout: float | None = None
     ) -> list[Prediction]:
-        """What a model says of whole sequences: labels, tags, embeddings or values, one answer for each."""
+        """Predict whole sequences: labels, tags, embeddings or values, one result for each."""
         request = predicting.predict_request(model, inputs, version)
         with core.errors_mapped(self.address):
             response = await self._prediction_stub.Predict(request, timeout=self._seconds(timeout))
@@ -106,7 +106,7 @@ class AsyncClient:
     async def score(
         self, model: str, inputs: Sequence[Prompt], *, version: int = 0, timeout: float | None = None
     ) -> list[Score]:
-        """How probable a generating model finds whole sequences, item by item."""
+        """Score whole sequences with a generating model, item by item."""
         request = predicting.score_request(model, inputs, version)
         with core.errors_mapped(self.address):
             response = await self._prediction_stub.Score(request, timeout=self._seconds(timeout))
@@ -115,7 +115,7 @@ class AsyncClient:
     async def inspect(
         self, model: str, sequence: Prompt, *, version: int = 0, timeout: float | None = None
     ) -> Inspection:
-        """What a model attends to, or how its gates stand, while it reads; it must be exported with `--inspect`."""
+        """Return attention weights or gate activations of a sequence; the model must be exported with `--inspect`."""
         request = predicting.inspect_request(model, sequence, version)
         with core.errors_mapped(self.address):
             response = await self._prediction_stub.Inspect(request, timeout=self._seconds(timeout))

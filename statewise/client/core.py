@@ -1,4 +1,4 @@
-"""What both clients do, without a transport: arguments to requests, messages to values, codes to errors."""
+"""Logic of both clients without a transport: arguments to requests, messages to values, codes to errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller may ask for, by the names of the arguments: for the clients and for models in this process."""
+"""Options of the clients and of models in this process, by the names of the arguments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BEAM_SEARCH = ("num_beams", "length_penalty", "num_hypotheses", "early_stopping"
 
 
 class GenerateOptions(TypedDict, total=False):
-    """How to continue a prompt. Without a sampling option the answer is greedy; None means absent."""
+    """Options of a generation. Without a sampling option it is greedy; None means absent."""
 
     version: int
     """Version of the model; by default the newest that is ready. Of a served model only."""
@@ -47,13 +47,13 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: int | None
     """0 for the log-probability of each chosen token; n for those of the n most probable tokens too."""
     source: Prompt | None
-    """What an encoder-decoder decodes; the prompt is then what the answer begins with, and mostly empty."""
+    """Source of an encoder-decoder; the prompt is then the beginning of the output, and mostly empty."""
     num_beams: int | None
     """Searches for the most probable answers, following so many beginnings at once; the next three need it."""
     length_penalty: float | None
     """Answers are ranked by log-probability / length ** length_penalty; by default 1."""
     num_hypotheses: int | None
-    """How many answers of a search are returned; by default 1."""
+    """Number of hypotheses that a search returns; by default 1."""
     early_stopping: bool
     """Whether a search ends with its first `num_beams` answers."""
     timeout: float | None
@@ -61,7 +61,7 @@ class GenerateOptions(TypedDict, total=False):
 
 
 class ForecastOptions(TypedDict, total=False):
-    """How to forecast. An option that is absent or None takes its default."""
+    """Options of a forecast. An option that is absent or None takes its default."""
 
     version: int
     """Version of the model; by default the newest that is ready. Of a served model only."""

@@ -1,4 +1,4 @@
-"""What a client is given, as frozen values."""
+"""Results of the clients and of models in this process, as frozen values."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Usage:
     completion_tokens: int
     """An end token included."""
     cached_prompt_tokens: int
-    """Of the prompt's, those whose state was there from an earlier request."""
+    """Prompt tokens whose state was cached from an earlier request."""
     source_tokens: int = 0
-    """What the server puts around a source included."""
+    """Items of the source, including the tokens that the server puts around it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Hypothesis:
     tokens: tuple[int, ...]
     """An end token included."""
     log_probability: float
-    """Of all its tokens together, in nats."""
+    """Sum over all its tokens, in nats."""
     score: float
     """log_probability / len(tokens) ** length_penalty, by which the answers are ranked."""
     finish_reason: FinishReason
@@ -56,7 +56,7 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class GenerationInfo:
-    """What answered, and the seed that repeats the answer."""
+    """Model, version and variant that generated, and the seed that repeats the result."""
 
     model: str
     version: int
@@ -66,7 +66,7 @@ class GenerationInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """What a stream has gained with one message: one item or several."""
+    """One message of a stream: one item or several."""
 
     text: str
     """Whole characters only; empty where the model has no tokenizer."""
@@ -81,7 +81,7 @@ class Chunk:
     info: GenerationInfo | None
     """In the first chunk."""
     hypotheses: tuple[Hypothesis, ...] = ()
-    """Of a beam search, in its only chunk."""
+    """Hypotheses of a beam search, in its only chunk."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +97,7 @@ class Generation:
     usage: Usage
     info: GenerationInfo
     hypotheses: tuple[Hypothesis, ...] = ()
-    """What a beam search has found, best first; text and tokens above are the first one's."""
+    """Hypotheses of a beam search, best first; text and tokens above are those of the first."""
 
     def to_dataframe(self) -> Any:
         """Return a pandas DataFrame with a row for each item. Raises ConfigError without pandas."""
@@ -106,7 +106,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class PredictionInfo:
-    """What answered."""
+    """Model, version and variant that predicted."""
 
     model: str
     version: int
@@ -120,20 +120,20 @@ class Tag:
     label: str
     probability: float
     start: int | None = None
-    """Of text: the item's first character in it."""
+    """Position of the item's first character in a text."""
     end: int | None = None
-    """Of text: the character behind the item's last."""
+    """Position after the item's last character in a text."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """What a model says of one sequence: one of label, tags, embedding and value, by its kind."""
+    """Prediction of one sequence: one of label, tags, embedding and value, by the model's kind."""
 
     info: PredictionInfo
     label: str | None = None
     """The most probable label."""
     probabilities: Mapping[str, float] | None = None
-    """Of every label, where there is one label for the sequence."""
+    """Probability of every label, where there is one label for the sequence."""
     tags: tuple[Tag, ...] | None = None
     """One for each item."""
     embedding: NDArray[np.float32] | None = None
@@ -148,7 +148,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """How probable a model finds one sequence, item by item."""
+    """Log-probabilities of one sequence, item by item."""
 
     info: PredictionInfo
     log_probabilities: NDArray[np.float32]
@@ -156,7 +156,7 @@ class Score:
     has none."""
     total: float
     tokens: tuple[int, ...]
-    """What was scored, without the start token; empty for real vectors."""
+    """Scored tokens, without the start token; empty for real vectors."""
 
     @property
     def perplexity(self) -> float:
@@ -171,7 +171,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inspection:
-    """What a model shows of a sequence."""
+    """Attention weights or gate activations of a sequence."""
 
     items: tuple[str, ...]
     """Each item as text, a start token included; empty where the model has no tokenizer."""
@@ -182,10 +182,10 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Forecast:
-    """How a series goes on: what many sampled paths say together."""
+    """Forecast of a series: statistics of many sampled paths."""
 
     levels: tuple[float, ...]
-    """Of the quantiles, ascending."""
+    """Levels of the quantiles, ascending."""
     quantiles: NDArray[np.float32]
     """`[level, horizon, features]`, of each feature by itself."""
     mean: NDArray[np.float32]
@@ -234,7 +234,7 @@ class ModelInfo:
     running: int
     waiting: int
     max_positions: int
-    """Of a request, prompt and output together; 0 where there is no such limit."""
+    """Most items of a request, prompt and output together; 0 where there is no such limit."""
     state_budget_bytes: int
     source_kind: str
     """"tokens" or "real" where `generate` needs a source, else empty."""
@@ -242,11 +242,11 @@ class ModelInfo:
     """Size of the source's vocabulary, or number of its features."""
     max_source_tokens: int
     methods: tuple[str, ...]
-    """What it can be asked for: "Generate", "Forecast", "Predict", "Score", "Inspect"."""
+    """Supported methods: "Generate", "Forecast", "Predict", "Score", "Inspect"."""
     labels: tuple[str, ...]
     """Names of its labels, where it gives labels."""
     max_items: int
-    """Of the longest sequence that `predict` and `score` take, a start token included."""
+    """Items of the longest sequence that `predict` and `score` take, a start token included."""
 
 
 Prompt = str | Sequence[int] | NDArray[np.int64] | NDArray[np.float32] | Any

@@ -1,4 +1,4 @@
-"""What a plugin declares of a model: what it reads, what state it carries, what it gives."""
+"""Description of a model by its plugin: input, state and head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Dimension = int | Literal["row", "position", "source"]
 DType = Literal["float32", "float16", "int64"]
 
 MAX_FULL_FEATURES = 64
-"""Of a mixture with full covariances, whose parameters grow with the square."""
+"""Most features of a mixture with full covariances, whose parameters grow with the square."""
 
 
 class Strict(BaseModel):
@@ -160,7 +160,7 @@ HeadSpec = Annotated[
 
 
 class ModelSpec(Strict):
-    """What a plugin declares of a model: what it reads, what it carries, what it gives.
+    """Description of a model by its plugin: input, state and head.
 
     A model with state generates: its output is the next item, and is fed back. One without state reads a whole sequence
     at once and gives labels, an embedding or a value.
@@ -172,7 +172,7 @@ class ModelSpec(Strict):
     max_positions: int | None = Field(default=None, ge=1)
     """Items of the longest sequence; None where there is no such bound (recurrent families)."""
     source: InputSpec | None = None
-    """What an encoder-decoder makes its first state of; None for all other models."""
+    """Source from which an encoder-decoder makes its first state; None for all other models."""
     max_source_positions: int | None = Field(default=None, ge=1)
     """Items of the longest source."""
     embedding: EmbeddingHead | None = None
@@ -185,7 +185,7 @@ class ModelSpec(Strict):
 
     @property
     def prediction(self) -> HeadSpec | None:
-        """What the model says of a whole sequence; None where it only generates."""
+        """Head of predictions of whole sequences; None where the model only generates."""
         return self.embedding if self.generates else self.head
 
     @property
@@ -204,7 +204,7 @@ class ModelSpec(Strict):
 
     @property
     def written_state(self) -> tuple[StateSpec, ...]:
-        """What a step gives anew: all state but the memories."""
+        """State that a step writes: all but the memories."""
         return tuple(state for state in self.state if state.kind != "memory")
 
     def with_state_dtype(self, dtype: DType) -> ModelSpec:

@@ -81,7 +81,7 @@ def weights(logits: Reals, temperature: float) -> Reals:
 
 
 def draw_each(output: Reals, head: MixtureHead, temperature: float, noise: Reals) -> Reals:
-    """What is drawn if it is from the first component, the second and so on, `[..., components, features]`."""
+    """Draw one vector from each component, `[..., components, features]`."""
     mixture = Mixture.of(output, head)
     spread = mixture.factors() @ noise[..., None, 1:, None]
     result: Reals = mixture.means + np.sqrt(np.float32(temperature)) * spread[..., 0]
@@ -106,7 +106,7 @@ def choose(output: Reals, head: MixtureHead, temperature: float, noise: Reals) -
 
 
 def in_other_units(head: HeadSpec, mean: ArrayLike, deviation: ArrayLike) -> tuple[NDArray[np.float64], ...]:
-    """What outputs about standardised vectors are multiplied by, and what is then added, to be about raw ones.
+    """Factor and shift that turn outputs about standardised vectors into outputs about raw ones.
 
     Both `[output_size]`; mean and deviation are of each feature, or of all. For value and mixture heads.
     """

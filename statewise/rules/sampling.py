@@ -35,7 +35,7 @@ MAX_LOGIT_BIAS_ENTRIES = 1024
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen. The default draws from the model's own distribution; temperature 0 is greedy."""
+    """Parameters of sampling. The default draws from the model's own distribution; temperature 0 is greedy."""
 
     temperature: float = 1.0
     top_k: int = 0

@@ -49,9 +49,9 @@ class Trial:
     bundle: Bundle
     variant_name: str
     tracer: Tracer
-    """Of the checkpoint's module, for graphs to compare the variant's own with."""
+    """Traces the checkpoint's module; the variant's graphs are compared with these traces."""
     limits: Limits | None = None
-    """Of the divergence from float32. With them the variant is held against itself, as it cannot equal PyTorch."""
+    """Limits of the divergence from float32. With them the variant is compared with itself: it cannot equal PyTorch."""
     held_out: Array | list[Pair] | None = None
     """Items `[time]` or `[time, features]`, or pairs of source and target, that training has not seen, if any."""
     progress: Progress = lambda _: None
@@ -128,7 +128,7 @@ class Trial:
 
     @cached_property
     def tolerances(self) -> Tolerances:
-        """Of outputs against the reference."""
+        """Tolerances of outputs against the reference."""
         if self.is_exact:
             return against_pytorch(self.spec, self.variant)
         outputs = self.itself.outputs(self.prompts.items, self.prompts.sources)

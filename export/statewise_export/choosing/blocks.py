@@ -108,5 +108,5 @@ def last(op: GraphBuilder, values: str) -> str:
 
 
 def count(op: GraphBuilder, flags: str) -> str:
-    """How many flags of each row are set."""
+    """Count the set flags of each row."""
     return op.ReduceSum(op.Cast(flags, to=TensorProto.INT64), op.constant([1]), keepdims=1)

@@ -49,7 +49,7 @@ class Rules(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What rows draw from; the head is their most probable tokens `[row, HEAD]`, in order."""
+    """Distribution that rows draw from; the head is their most probable tokens `[row, HEAD]`, in order."""
 
     tokens: Tokens
     uniform: str

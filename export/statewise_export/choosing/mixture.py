@@ -79,7 +79,7 @@ def add_log_density(op: GraphBuilder, output: str, items: str, head: MixtureHead
 
 
 def _component(op: GraphBuilder, logits: str, temperature: str, uniform: str) -> str:
-    """Which component, int64 `[row, 1]`: by inverse CDF, or the most probable one where the temperature is 0."""
+    """Choose a component, int64 `[row, 1]`: by inverse CDF, or the most probable one where the temperature is 0."""
     is_greedy = op.Equal(temperature, op.constant(0, np.float32))
     divisor = op.Where(is_greedy, op.constant(1, np.float32), temperature)
     largest = op.ReduceMax(logits, op.constant([1]), keepdims=1)

@@ -62,7 +62,7 @@ class _Rewriter:
     weights: dict[str, Array]
     encoded: dict[str, Array] = field(default_factory=dict)
     names: dict[tuple[str, bool], dict[str, str]] = field(default_factory=dict)
-    """Of the tensors that stand for a matrix, by its name and whether it is read transposed."""
+    """Names of the tensors that replace a matrix, by its name and whether it is read transposed."""
     outer: GraphBuilder = field(default_factory=lambda: GraphBuilder("product"))
 
     def rewrite(self, nodes: Iterable[onnx.NodeProto], around: dict[str, tuple[str, ...]]) -> list[onnx.NodeProto]:

@@ -1,4 +1,4 @@
-"""What of a plugin's module each graph is traced from, as modules of their own."""
+"""Wrappers around the plugin module, one per traced graph."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MixedOutput(torch.nn.Module):
 
 
 class FirstState(torch.nn.Module):
-    """What is made of a source, as new tensors: an output of a graph cannot be its input."""
+    """First state from a source, as new tensors: an output of a graph cannot be its input."""
 
     def __init__(self, module: Encodes) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def _without_memories(state: State, spec: ModelSpec) -> State:
 
 
 class Answer(torch.nn.Module):
-    """Whole sequences to what a model without state says of them."""
+    """Whole sequences to the output of a model without state."""
 
     def __init__(self, module: StepModule) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Answer(torch.nn.Module):
 
 
 class Embedding(torch.nn.Module):
-    """Whole sequences to the vector that a generating model makes of them."""
+    """Whole sequences to the embedding of a generating model."""
 
     def __init__(self, module: Embeds) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Embedding(torch.nn.Module):
 
 
 class NextOutputs(torch.nn.Module):
-    """Whole sequences to the outputs that foretell every item but the first, `[row, time - 1, size]`."""
+    """Whole sequences to the outputs that predict every item but the first, `[row, time - 1, size]`."""
 
     def __init__(self, module: StepModule, spec: ModelSpec) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class NextOutputs(torch.nn.Module):
 
 
 class Shown(torch.nn.Module):
-    """Whole sequences to what the module shows of them."""
+    """Whole sequences to the tensors that the module exposes."""
 
     def __init__(self, module: Inspects) -> None:
         super().__init__()

@@ -169,7 +169,7 @@ def check_items(items: NDArray[Any], reads: InputSpec, field: str) -> None:
 
 
 def _check_choice(request: GenerationRequest, head: HeadSpec) -> None:
-    """What may be asked of the choice of items, by what there is to choose from."""
+    """Check the sampling parameters against the head of the model."""
     if isinstance(head, CategoricalHead):
         request.sampling.validate(head.vocabulary_size)
     elif head.kind == "mixture":

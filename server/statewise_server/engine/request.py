@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out of it."""
+"""Requests to an engine, and the events that it delivers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class GenerationRequest:
     deadline: float | None = None
     """time.monotonic() seconds after which the request fails."""
     source: NDArray[Any] | None = None
-    """What an encoder-decoder decodes: int64 `[time]` or float32 `[time, features]`; None for other models."""
+    """Source of an encoder-decoder: int64 `[time]` or float32 `[time, features]`; None for other models."""
     beam_search: BeamParams | None = None
     """Excludes sampling, stop strings and log-probabilities."""
     start: SavedRow | None = None
@@ -75,7 +75,7 @@ class Hypothesis:
 
     tokens: list[int]
     log_probability: float
-    """Of all its tokens, in nats."""
+    """Sum over all its tokens, in nats."""
     score: float
     finish_reason: FinishReason
     text: str = ""
@@ -83,7 +83,7 @@ class Hypothesis:
 
 @dataclass(slots=True)
 class Delta:
-    """What a stream has gained since the last delivery."""
+    """New items, text and end of a stream since the last delivery."""
 
     items: list[Any] = field(default_factory=list)
     """Token ids, or float32 vectors `[features]`."""
@@ -95,7 +95,7 @@ class Delta:
     error: StatewiseError | None = None
     """Why the request failed; set instead of finish_reason."""
     hypotheses: list[Hypothesis] = field(default_factory=list)
-    """What a beam search has found, best first; `items` and `text` are the first one's."""
+    """Hypotheses of a beam search, best first; `items` and `text` are those of the first."""
 
     @property
     def is_last(self) -> bool:

@@ -1,4 +1,4 @@
-"""What an operator can set of an engine; every model's engine runs with the same settings."""
+"""Settings of an engine; the engines of all models share them."""
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
@@ -65,7 +65,7 @@ class EngineSettings(BaseModel):
     """Most alternatives returned beside each chosen token."""
 
     batch_delay_ms: float = Field(default=2.0, ge=0, le=1000)
-    """How long a sequence to be read at once (Predict, Score) may wait for others to share its batch."""
+    """Longest wait of a whole sequence (Predict, Score) for others to share its batch."""
 
     max_batch_rows: int = Field(default=32, ge=1)
     """Most sequences in one such batch."""

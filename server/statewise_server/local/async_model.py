@@ -123,11 +123,11 @@ class AsyncPredictor:
         return await self._ask("predict", inputs, deadline, prediction_of)
 
     async def score(self, inputs: Sequence[Items], deadline: float | None) -> list[Score]:
-        """How probable the model finds the sequences of one request."""
+        """Log-probabilities of the items of one request's sequences."""
         return await self._ask("score", inputs, deadline, score_of)
 
     async def inspect(self, sequence: Items, deadline: float | None) -> Inspection:
-        """What the model attends to, or how its gates stand, while it reads a sequence."""
+        """Attention weights or gate activations at every item of a sequence."""
         batcher, reader = await self._batcher("inspect"), Reader.of_inputs(self.predictor)
         is_long = num_characters([sequence]) > LONG_TEXT
         read = await _off_the_loop(lambda: reader.read(sequence, "sequence"), is_long)

@@ -20,7 +20,7 @@ News = list[tuple["Stream", "Delta"]]
 
 
 class Mailbox:
-    """What one stream has gained and its reader has not taken yet; used from the event loop only."""
+    """Events of one stream that its reader has not taken yet; used from the event loop only."""
 
     def __init__(self, max_numbers: int, on_overflow: Callable[[], object]) -> None:
         self.has_overflowed = False
@@ -83,11 +83,11 @@ class LoopChannel:
         self._max_messages_per_second = max_messages_per_second
         self._mailboxes: dict[Stream, Mailbox] = {}
         self._held: set[Mailbox] = set()
-        """Those with something that waits for the next tick."""
+        """Mailboxes with events that wait for the next tick."""
         self._timer: asyncio.TimerHandle | None = None
         self._lock = threading.Lock()
         self._arrived: News = []
-        """What the loop has not looked at; this and the next under the lock."""
+        """Events that the loop has not looked at; this and the next are guarded by the lock."""
         self._is_expected = False
         """Whether the loop will look at it, at the next tick or before."""
 

@@ -39,11 +39,11 @@ MAX_QUANTILES = 100
 
 @dataclass(frozen=True, slots=True)
 class ForecastLimits:
-    """What one forecast may ask for; by default as much as the memory holds."""
+    """Limits of one forecast; by default only memory bounds it."""
 
     max_paths: int = sys.maxsize
     max_numbers: int = sys.maxsize
-    """Of all paths: paths x horizon x features."""
+    """Most numbers over all paths: paths x horizon x features."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -41,7 +41,7 @@ def read_inputs(inputs: Sequence[Items], predictor: Predictor) -> list[ReadSeque
 
 
 def prediction_of(answer: Answer, sequence: ReadSequence, predictor: Predictor) -> Prediction:
-    """What a model says of one sequence, from the output of its graph."""
+    """Turn the output of a graph into the prediction of one sequence."""
     head, output, info = predictor.manifest.model.prediction, answer["output"], info_of(predictor)
     assert head is not None
     if isinstance(head, LabelsHead):
@@ -62,7 +62,7 @@ def check_embeds(predictor: Predictor) -> None:
 
 
 def score_of(answer: Answer, sequence: ReadSequence, predictor: Predictor) -> Score:
-    """How probable a model finds one sequence, from the output of its graph."""
+    """Turn the output of a graph into the score of one sequence."""
     values = np.array(answer["log_probabilities"], np.float32)
     tokens = sequence.items[sequence.num_before :].tolist() if sequence.items.ndim == 1 else ()
     return Score(info_of(predictor), values, float(values.sum(dtype=np.float64)), tuple(tokens))
@@ -82,7 +82,7 @@ def check_inspection_size(length: int, batcher: Batcher, field: str) -> None:
 
 
 def inspection_of(shown: Mapping[str, NDArray[np.float32]], sequence: ReadSequence, predictor: Predictor) -> Inspection:
-    """What a model shows of one sequence, from the outputs of its graph."""
+    """Turn the outputs of a graph into the inspection of one sequence."""
     pieces = [] if predictor.tokenizer is None else _pieces(sequence.items.tolist(), predictor.tokenizer)
     tensors = {name: np.array(values, np.float32) for name, values in shown.items()}
     return Inspection(tuple(pieces), tensors, info_of(predictor))

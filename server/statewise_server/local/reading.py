@@ -35,7 +35,7 @@ class ReadSequence:
     num_after: int = 0
     """Tokens added after a text."""
     spans: tuple[tuple[int, int], ...] = ()
-    """Of text, where they are asked for: the first character of each item sent, and the one behind its last."""
+    """Offsets of text, where asked for: the first character of each item and the one after its last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Reader:
     reads: InputSpec
     tokenizer: Tokenizer | None
     max_items: int
-    """Of the longest sequence, the tokens around it included."""
+    """Items of the longest sequence, including the tokens around a text."""
     start: tuple[int, ...] = ()
     """Put before every sequence of tokens."""
     surround: Surround = NO_SURROUND

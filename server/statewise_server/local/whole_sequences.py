@@ -39,7 +39,7 @@ _RETRY_SECONDS = 0.005
 
 
 def predictions(predictor: Predictor, inputs: Inputs, timeout: float | None) -> Iterator[Prediction]:
-    """What the model says of each sequence, in order. Raises InvalidRequestError, naming the input by its place."""
+    """Predict each sequence, in order. Raises InvalidRequestError, naming the input by its position."""
     return _results(predictor, "predict", inputs, timeout, prediction_of)
 
 
@@ -52,12 +52,12 @@ def embeddings(predictor: Predictor, inputs: Inputs, timeout: float | None) -> I
 
 
 def scores(predictor: Predictor, inputs: Inputs, timeout: float | None) -> Iterator[Score]:
-    """How probable the model finds each sequence, as `predictions`."""
+    """Score each sequence, as `predictions` does."""
     return _results(predictor, "score", inputs, timeout, score_of)
 
 
 def inspections(predictor: Predictor, inputs: Inputs, timeout: float | None) -> Iterator[Inspection]:
-    """What the model shows of each sequence, as `predictions`."""
+    """Inspect each sequence, as `predictions` does."""
     return _results(predictor, "inspect", inputs, timeout, inspection_of)
 
 

@@ -32,7 +32,7 @@ _LOADED_AT_ONCE = 2
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """What a repository knows of one version of a model."""
+    """One version of a model, and the state of its loading."""
 
     name: str
     version: int
@@ -42,9 +42,9 @@ class ModelEntry:
     variant: str | None = None
     manifest: Manifest | None = None
     engine: Engine | None = None
-    """What generates; None where the model only says something of whole sequences, or is not loaded."""
+    """Engine that generates; None where the model only reads whole sequences, or is not loaded."""
     predictor: Predictor | None = None
-    """What says something of whole sequences; None where the model is not loaded."""
+    """Predictor for whole sequences; None where the model is not loaded."""
 
     @property
     def parts(self) -> tuple[Engine | Predictor, ...]:
@@ -60,7 +60,7 @@ class ModelEntry:
         return (*own, *(self.predictor.methods if self.predictor is not None else ()))
 
     def describe(self) -> str:
-        """What a loaded model has room for, on one line."""
+        """Describe a loaded model's capacity on one line."""
         if self.engine is not None:
             return self.engine.memory.describe()
         return self.predictor.describe() if self.predictor is not None else ""

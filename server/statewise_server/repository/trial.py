@@ -42,7 +42,7 @@ def _default_address_space() -> int:
 
 
 class TrialLimits(BaseModel):
-    """What a trial load may use. Frozen; unknown keys are refused."""
+    """Resource limits of a trial load. Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -1,4 +1,4 @@
-"""Which variant of a bundle suits this machine."""
+"""Chooses the variant of a bundle that suits this machine."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ DEMOS = {
     "digits": "a Vision Transformer, which comes as a plugin from outside, reads handwritten digits",
     "tags": "a bidirectional GRU tells keywords, names, strings and comments in Python code, character by character",
 }
-"""What each demo shows, by its name, which is its module's name too."""
+"""Summary of each demo, by its name, which is also its module's."""
 
 
 def load_demo(name: str) -> Callable[[Work], None]:

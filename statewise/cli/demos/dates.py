@@ -36,7 +36,7 @@ MAX_MISTAKES = 8
 
 
 class Share(BaseModel):
-    """How many dates came out exactly right."""
+    """Number of dates that are exactly right."""
 
     exact: int
     asked: int
@@ -120,7 +120,7 @@ def _configuration(work: Work, file: Path) -> dict[str, Any]:
 
 
 class _Answers(BaseModel):
-    """What the server made of each source."""
+    """Decode each source on the server."""
 
     days: list[str]
     seconds: float

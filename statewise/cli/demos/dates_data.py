@@ -48,7 +48,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Dates:
-    """What is learnt from, and what is asked afterwards."""
+    """Pairs for training, and held-out pairs for the questions."""
 
     train: list[Pair]
     held_out_days: list[Pair]

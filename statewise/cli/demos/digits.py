@@ -44,7 +44,7 @@ class DigitsSummary(DemoSummary):
     accuracy: float
     """Share of the held-back pictures that the server named rightly."""
     confusion: list[list[int]]
-    """How often a digit (row) was taken for another one (column)."""
+    """Counts of true digits (row) by predicted ones (column)."""
     predictions_per_second: float
     """Of the held-back pictures, in one request after another."""
     scikit_learn: str
@@ -167,7 +167,7 @@ def _draw(
     predicted: NDArray[np.int64],
     path: Path,
 ) -> None:
-    """Draw who was taken for whom, and pictures, the mistaken ones first, into a PNG."""
+    """Draw the confusions, and pictures, the mistaken ones first, into a PNG."""
     figure = new_figure(11, 5)
     parts: Any = figure.subfigures(1, 2)
     left, right = parts

@@ -1,4 +1,4 @@
-"""How fast a server streams, as a client sees it."""
+"""Measures the speed of a server's streams from a client."""
 
 from __future__ import annotations
 

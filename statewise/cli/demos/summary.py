@@ -1,4 +1,4 @@
-"""What the demos tell at their end: figures of training and certificate, a table, what to try next."""
+"""Reports of the demos: figures of training and certificate, a table, next steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from statewise.bundles.certificate import Certificate, TokenAgreement
 
 
 class TrainingFigures(BaseModel):
-    """What is read of a training run's summary.json."""
+    """Figures read from a training run's summary.json."""
 
     name: str
     parameters: int
@@ -36,7 +36,7 @@ class TrainingFigures(BaseModel):
 
 
 class CertificateFigures(BaseModel):
-    """What is shown of a certificate."""
+    """Figures shown from a certificate."""
 
     variant: str
     max_absolute_error: float
@@ -68,12 +68,12 @@ class CertificateFigures(BaseModel):
 
 
 class DemoSummary(BaseModel):
-    """What every demo's `summary.json` holds beside its own figures."""
+    """Content of every demo's `summary.json` beside its own figures."""
 
     certificate: CertificateFigures
     """Of the main model; no other is served without one either."""
     reused: list[str]
-    """What was there already."""
+    """Steps whose results existed already."""
     bundle: Path
     pictures: list[Path]
 

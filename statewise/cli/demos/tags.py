@@ -41,7 +41,7 @@ STYLES = {"comment": "dim", "keyword": "bold magenta", "number": "cyan", "operat
 
 
 class TagFigures(BaseModel):
-    """How well one tag is predicted, on modules that training has not seen."""
+    """Figures of one tag on modules that training has not seen."""
 
     precision: float
     recall: float
@@ -62,7 +62,7 @@ class TagsSummary(DemoSummary):
     """The same share where every character gets the tag that it mostly has."""
     tags: dict[str, TagFigures]
     confusion: list[list[int]]
-    """How often a tag (row) was predicted as which (column)."""
+    """Counts of true tags (row) by predicted ones (column)."""
     characters_per_second: float
     """All of them in one request after another."""
 
@@ -139,7 +139,7 @@ def _configuration(work: Work) -> dict[str, Any]:
 
 
 def _tag(client: Client, modules: Sequence[Module]) -> tuple[NDArray[np.int64], float]:
-    """How often a tag (row) was predicted as which (column), and the seconds that it took."""
+    """Count true tags (row) by predicted ones (column), and the seconds that it took."""
     confusion = np.zeros((len(TAGS), len(TAGS)), np.int64)
     seconds = 0.0
     for _, source in modules:

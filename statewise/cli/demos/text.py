@@ -147,7 +147,7 @@ def _summary(work: Work, bundles: dict[str, Bundle], speeds: dict[str, dict[int,
 
 
 def _state_bytes(model: ModelSpec) -> int:
-    """What one stream carries, at its longest."""
+    """Bytes of state that one stream carries at its longest."""
     num_positions = model.max_positions or 0
     return sum(math.prod(state.row_shape(num_positions)) * np.dtype(state.dtype).itemsize for state in model.state)
 

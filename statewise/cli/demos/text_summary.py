@@ -1,4 +1,4 @@
-"""What the demo `text` found out: one record, two tables, one picture."""
+"""Results of the demo `text`: one record, two tables, one picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FamilyFigures(BaseModel):
 
     training: TrainingFigures
     state_bytes: int
-    """What a stream carries from step to step, at its longest."""
+    """Bytes of state that a stream carries from step to step at its longest."""
     state_grows: bool
     """Whether that is with every item, up to `state_bytes`."""
     tokens_per_second: dict[int, float]

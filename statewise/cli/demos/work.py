@@ -1,4 +1,4 @@
-"""What every demo is made of: its folder, and the commands train, export and serve, with what is there reused."""
+"""Working folder of a demo, and the commands train, export and serve, which reuse existing results."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Work:
     port: int = 0
     console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     environment: dict[str, str] = field(default_factory=dict)
-    """What the commands find in their environment beside the demo's own."""
+    """Environment variables of the commands beside the demo's own."""
     reused: list[str] = field(default_factory=list)
-    """What was there already."""
+    """Steps whose results existed already."""
 
     @property
     def models(self) -> Path:

@@ -26,7 +26,7 @@ class ReferencePredictor:
 
     @torch.inference_mode()
     def predict(self, row: Array) -> NDArray[np.float32]:
-        """What the model says of a sequence: `[size]`, or `[time, labels]` where every item has a label."""
+        """Predict a sequence: `[size]`, or `[time, labels]` where every item has a label."""
         step, items, lengths = self._decoder.step, torch.from_numpy(np.array(row))[None], torch.tensor([len(row)])
         if self.spec.generates:
             answer = require(step, Embeds).embed(items, lengths)
@@ -36,7 +36,7 @@ class ReferencePredictor:
 
     @torch.inference_mode()
     def inspect(self, row: Array) -> dict[str, NDArray[np.float32]]:
-        """What the model shows of a sequence by name, `[head, query, key]` or `[time, unit]`."""
+        """Inspect a sequence: tensors by name, `[head, query, key]` or `[time, unit]`."""
         module, items = require(self._decoder.step, Inspects), torch.from_numpy(np.array(row))[None]
         shown = module.inspect(items, torch.tensor([len(row)]))
         return {name: tensor[0].numpy() for name, tensor in shown.items()}

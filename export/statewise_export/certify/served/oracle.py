@@ -24,7 +24,7 @@ Array = NDArray[Any]
 CLOSE = 1e-3
 """Nats. A variant that is held against itself is computed as the engine does, but for single roundings that turn."""
 SHARE_CLOSE = 0.9
-"""Of log-probabilities that must be so close there; the others lie within the variant's tolerances."""
+"""Tolerance of log-probabilities there; the others lie within the variant's tolerances."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def agreement_of_tokens(trial: Trial, every: Iterable[Judged]) -> TokenAgreement
 
 
 def expected_log_probabilities(trial: Trial, judged: Judged) -> Array:
-    """Of the served items, by the reference's outputs, `[item]`."""
+    """Log-probabilities of the served items by the reference's outputs, `[item]`."""
     head = trial.spec.head
     if isinstance(head, MixtureHead):
         return log_density(judged.outputs, judged.served.items, head)

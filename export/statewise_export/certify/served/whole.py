@@ -23,7 +23,7 @@ from statewise_server.runtime.one_shot import OneShotRunner
 Array = NDArray[Any]
 
 LENGTHS = (5, 3, 9, 33, 2, 17, 12, 5)
-"""Of several buckets, two of them equal, in an order that no batch has."""
+"""Lengths in several buckets, two of them equal, in an order that no batch has."""
 SERVED_GRAPHS: tuple[OneShotGraph, ...] = ("predict", "score")
 TIMEOUT_SECONDS = 120.0
 

@@ -68,7 +68,7 @@ def measure_divergence(
 def _outputs(
     decoder: RuntimeDecoder, reference: ReferenceDecoder, held_out: HeldOut
 ) -> Iterator[tuple[Array, NDArray[np.float64], NDArray[np.float64]]]:
-    """Of each row: its items, the variant's outputs and PyTorch's, `[time, size]`."""
+    """For each row: its items, the variant's outputs and PyTorch's, `[time, size]`."""
     fitting = MAX_NUMBERS // (max(map(len, held_out.rows)) * reference.spec.head.output_size)
     step = min(max(1, fitting), decoder.runner.pool.num_rows)
     for start in range(0, len(held_out.rows), step):

@@ -35,7 +35,7 @@ class StepOutcomes:
     num_source_items: int
     """Source items that were read."""
     decode_seconds: float
-    """Of one decode step, the mean over the step's; 0 where no row decodes."""
+    """Seconds of one decode step, the mean over the run; 0 where no row decodes."""
 
 
 def run_step(runner: Runner, plan: Plan, running: list[Sequence]) -> StepOutcomes:

@@ -21,7 +21,7 @@ class Candidate(NamedTuple):
 
     token: int
     log_probability: float
-    """Of the token, after the branch; in nats."""
+    """Log-probability of the token after the branch, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class BeamSearch:
 
     def __init__(self, params: BeamParams, max_tokens: int, end_tokens: frozenset[int]) -> None:
         self.branches: list[Branch] = [Branch()]
-        """Those that are followed, the most probable first; none when the search is over."""
+        """Branches that the search follows, most probable first; none when the search is over."""
         self._found: list[Hypothesis] = []
         self._params = params
         self._max_tokens = max_tokens
@@ -91,5 +91,5 @@ class BeamSearch:
             return True
         if len(self._found) < self._params.num_beams:
             return False
-        # What the best branch would score if it ended here; a longer one may still score more, which is not waited for.
+        # The best branch's score if it ended here; a longer one may still score more, but is not waited for.
         return self._params.early_stopping or self._score(following[0]) <= self._found[-1].score

@@ -16,7 +16,7 @@ from statewise_server.runtime.steps.runner import StepResult
 
 @dataclass(slots=True)
 class Moves:
-    """What a step of the search does to rows."""
+    """Row operations that follow from a step of the search."""
 
     copies: list[tuple[Beam, Beam]] = field(default_factory=list)
     """From a row that stays as it is, into one that nobody needs, or that is new."""
@@ -121,13 +121,13 @@ class Beam(Sequence):
         return self.group.report(self, list(map(Candidate, tokens.tolist(), log_probabilities.tolist())))
 
     def take_moves(self) -> Moves:
-        """What is to be done to rows before the next step, once."""
+        """Take the row operations that are due before the next step."""
         moves, self.group.moves = self.group.moves, Moves()
         return moves
 
 
 def sequence_of(stream: Stream, tokenizer: Tokenizer | None) -> Sequence:
-    """What serves a request from its first row on."""
+    """Return a request's first sequence: its only one, or the first beam of its search."""
     if stream.request.beam_search is None:
         return Sequence(stream, tokenizer)
     return BeamGroup(stream, tokenizer).beams[0]

@@ -1,4 +1,4 @@
-"""Which sequence has which row, and what the next run does. The scheduler owns every change of place."""
+"""Assigns rows to sequences and plans the next run. The scheduler owns every change of a sequence's row."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Scheduler:
         return max(0, self._memory.rows_at(self._capacity(*others)) - self._num_taken)
 
     def num_left_waiting(self, *others: Sequence) -> int:
-        """How many of the waiting sequences, and of `others` behind them, find no row now."""
+        """Count the waiting sequences, and the `others` behind them, that find no row now."""
         waiting = [*self.waiting, *others]
         taken = accumulate(sequence.num_rows for sequence in waiting)
         num_free = self.num_free(*waiting)
@@ -78,7 +78,7 @@ class Scheduler:
             self._runner.sampler.set(sequence.row, sequence.request.sampling, sequence.num_top)
 
     def plan(self, step_seconds: float) -> Plan | None:
-        """What to run now, None where nothing runs; `step_seconds`: what one decode step took lately."""
+        """Plan the next run, None if there is nothing to run; `step_seconds`: recent duration of one decode step."""
         if not self.running:
             return None
         decoding, prefilling = self.running[: self.num_decoding], self.running[self.num_decoding :]
@@ -109,7 +109,7 @@ class Scheduler:
             is_new = target.row < 0
             if is_new:
                 self._open_row(target)
-            # What a beam reads of the source is the same in all of them.
+            # All beams of a search read the same source.
             self._runner.copy_row(source.row, target.row, with_memory=is_new)
         for dropped in moves.dropped:
             self._free_row(dropped)

@@ -1,4 +1,4 @@
-"""How much state one engine may hold, and what fits into it."""
+"""The budget of state memory of one engine, and the rows and positions that fit into it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class StateMemory:
 
     specs: tuple[StateSpec, ...]
     most_rows: int
-    """However short their requests are."""
+    """Most rows, however short their requests are."""
     max_positions: int
-    """Of the longest request; 0 where the state does not grow."""
+    """Positions of the longest request; 0 where the state does not grow."""
     budget: int
     """Bytes."""
 

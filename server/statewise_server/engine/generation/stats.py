@@ -1,4 +1,4 @@
-"""What an engine counts."""
+"""Counters of one engine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class EngineStats:
 
     num_steps: int = 0
     num_mixed_steps: int = 0
-    """Of these, steps that read a prompt's chunk in the run that decodes."""
+    """Steps that read a prompt's chunk in the run that decodes."""
     num_prompt_items: int = 0
     """Read; those that were loaded are counted apart."""
     num_source_items: int = 0
-    """Of sources, which are read whole before their prompts."""
+    """Source items, which are read whole before their prompts."""
     num_cached_items: int = 0
     num_output_items: int = 0
     busy_seconds: float = 0.0

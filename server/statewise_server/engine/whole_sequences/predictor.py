@@ -1,4 +1,4 @@
-"""What a model says of whole sequences: its one-shot graphs, each loaded when it is first asked for."""
+"""The one-shot graphs of a model, which read whole sequences; each is loaded at its first use."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Predictor:
 
     @property
     def batchers(self) -> dict[OneShotGraph, Batcher]:
-        """Those of the graphs that are loaded."""
+        """Batchers of the graphs that are loaded."""
         return dict(self._batchers)
 
     @property
@@ -82,7 +82,7 @@ class Predictor:
             return self._batchers[graph]
 
     def describe(self) -> str:
-        """How sequences are batched, on one line."""
+        """Describe the batching of sequences on one line."""
         settings = self.settings
         return (
             f"batches of up to {settings.max_batch_rows} sequences and {settings.max_batch_tokens} items, "
@@ -115,5 +115,5 @@ class Predictor:
         head = self.manifest.model.head
         if graph == "score" and isinstance(head, CategoricalHead | MixtureHead):
             return min(self.settings.max_batch_tokens, MAX_SCORE_NUMBERS // head.output_size)
-        # What is shown of one sequence can be large enough.
+        # Inspect one sequence per batch; its output is already large.
         return 1 if graph == "inspect" else self.settings.max_batch_tokens

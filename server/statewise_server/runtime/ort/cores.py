@@ -1,4 +1,4 @@
-"""How many cores this process may use, and how many threads a run takes."""
+"""Cores that this process may use, and threads per run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def num_cores() -> int:
-    """Those of the process where the operating system can say it, else those of the machine."""
+    """Count the cores of the process where the operating system knows them, else those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

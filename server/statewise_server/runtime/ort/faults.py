@@ -1,4 +1,4 @@
-"""What a failed run means for those who wait for it, by the words of ONNX Runtime and CUDA."""
+"""Translates failures of ONNX Runtime and CUDA into errors for the requests of the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STICKY = re.compile(
 
 
 def step_error(error: BaseException, model: str) -> StatewiseError:
-    """What to tell the requests of a step that failed.
+    """Return the error for the failed step's requests.
 
     OverloadedError: there was no memory for it. UnavailableError: the device is of no more use to this process.
     Anything else is an InternalError.

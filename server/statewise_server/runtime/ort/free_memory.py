@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""Memory that this process may still allocate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _machine(root: Path) -> int:
 
 
 def _control_groups(root: Path) -> Iterator[int]:
-    """What each group around the process leaves, by versions 1 and 2 of Linux's control groups."""
+    """Memory left by each control group around the process, versions 1 and 2."""
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)

@@ -1,4 +1,4 @@
-"""Which devices this machine has for ONNX Runtime, looked at before it is asked: asked in vain, it prints errors."""
+"""Devices of this machine that ONNX Runtime can use, found without asking it: a vain request prints errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _cuda_major() -> str:
 
 
 def _libraries(cuda_major: str) -> tuple[str, ...]:
-    """What the CUDA provider is linked to, and cuDNN, which its recurrent operators open when they are made."""
+    """Libraries that the CUDA provider links to, and cuDNN, which its recurrent operators open on creation."""
     return (
         f"libcudart.so.{cuda_major}",
         f"libcublasLt.so.{cuda_major}",

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 Buffer = Any
-"""What a memory made: a NumPy array, or a DeviceBuffer; it has `shape`, `dtype` and `nbytes`."""
+"""A buffer made by a memory: a NumPy array or a DeviceBuffer, with `shape`, `dtype` and `nbytes`."""
 
 
 class View(NamedTuple):

@@ -48,7 +48,7 @@ class SavedRow:
     """The state of one sequence, or of its last positions, in host memory."""
 
     tensors: dict[str, NDArray[np.generic]]
-    """Of caches the positions from `start` to `num_filled`."""
+    """The cache's positions from `start` to `num_filled`."""
     start: int
     num_filled: int
 
@@ -76,9 +76,9 @@ class StatePool:
         self.capacity = capacity
         """Positions for which each row's caches have room."""
         self.num_resizes = 0
-        """How often caches and memories have moved."""
+        """Number of times that caches and memories have moved."""
         self.is_swapped = False
-        """Which of the two buffers `current` is; they change places with every run over all rows."""
+        """Index of the current one of the two buffers, which alternate with every run over all rows."""
         self.current = self._allocate("recurrent")
         self.next = self._allocate("recurrent")
         self.caches = self._allocate("cache")
@@ -120,7 +120,7 @@ class StatePool:
         self.num_filled, self.num_rows, self.capacity = num_filled, num_rows, capacity
 
     def _moved(self, cache: Buffer, shape: tuple[int, ...], num_rows_in_use: int) -> Buffer:
-        # What lies behind the filled positions stays zero, whatever lay there before.
+        # Positions after the filled ones stay zero, whatever was there before.
         moved = self.memory.zeros(shape, cache.dtype)
         for row, count in enumerate(self.num_filled[:num_rows_in_use].tolist()):
             self.memory.copy_positions(cache, row, moved, row, count)

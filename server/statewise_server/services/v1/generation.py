@@ -30,7 +30,7 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """How streams reach their readers."""
+    """Limits on streams and their messages."""
 
     min_interval: float
     """Least seconds between two messages of a stream after its first; 0 sends one for every step."""

@@ -37,7 +37,7 @@ class PredictionService(PredictionServiceServicer):
         return await asyncio.to_thread(responses.predict_response, predictions, model.predictor)
 
     async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
-        """How probable a model finds whole sequences."""
+        """Score whole sequences."""
         deadline = deadline_after(context.time_remaining())
         model = self._predictor(request)
         with requests.input_fields(request):
@@ -46,7 +46,7 @@ class PredictionService(PredictionServiceServicer):
         return await asyncio.to_thread(responses.score_response, scores)
 
     async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectResponse:  # noqa: N802
-        """What a model attends to, or how its gates stand, at every item of a sequence."""
+        """Attention weights or gate activations at every item of a sequence."""
         deadline = deadline_after(context.time_remaining())
         model = self._predictor(request)
         with requests.inspect_fields(request):
