@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from statewise.bundles.certificate import Case, Certificate, CheckResult, OutputAgreement, Tolerances
+from statewise.bundles.certificate import Case, Certificate, CheckResult
+from statewise.bundles.figures import OutputAgreement, Tolerances
 from statewise.bundles.manifest import Variant
 from statewise.bundles.writer import BundleContent, BundleDraft, new_bundle
 from statewise.model.spec import ModelSpec, RealInput, StateSpec, ValueHead

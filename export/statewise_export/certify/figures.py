@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from statewise.bundles.certificate import (
+from statewise.bundles.figures import (
     AnswerDivergence,
     DensityDivergence,
     Divergence,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from statewise.bundles.certificate import Limits
+from statewise.bundles.figures import Limits
 from statewise.bundles.reader import Bundle
 from statewise.versions import installed_versions
 

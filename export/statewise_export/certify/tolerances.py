@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from statewise.bundles.certificate import Limits, Tolerances
+from statewise.bundles.figures import Limits, Tolerances
 from statewise.bundles.manifest import Variant
 from statewise.model.spec import HeadSpec, MixtureHead, ModelSpec
 from statewise_training.families.shared.mixture import log_density

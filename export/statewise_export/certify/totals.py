@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise.bundles.certificate import OutputAgreement
+from statewise.bundles.figures import OutputAgreement
 
 Array = NDArray[Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise.bundles.certificate import Limits, Tolerances
+from statewise.bundles.figures import Limits, Tolerances
 from statewise.bundles.manifest import Variant
 from statewise.bundles.reader import Bundle
 from statewise.errors import BundleError

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from statewise.bundles.certificate import Certificate, TokenAgreement
+from statewise.bundles.certificate import Certificate
+from statewise.bundles.figures import TokenAgreement
 
 
 class TrainingFigures(BaseModel):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import statewise_export.graphs.variant
-from statewise.bundles.certificate import AnswerDivergence, Certificate, LabelDivergence, check_certificate
+from statewise.bundles.certificate import Certificate, check_certificate
+from statewise.bundles.figures import AnswerDivergence, LabelDivergence
 from statewise.bundles.reader import Bundle, find_bundle, open_bundle
 from statewise.model.spec import EmbeddingHead, ModelSpec
 from statewise.plugins import load_plugin

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from statewise.bundles.certificate import TokenDivergence, ValueDivergence, check_certificate, read_certificate
+from statewise.bundles.certificate import check_certificate, read_certificate
+from statewise.bundles.figures import TokenDivergence, ValueDivergence
 from statewise.bundles.reader import open_bundle
 from statewise.model.spec import TokenInput
 from statewise.plugins import load_plugin

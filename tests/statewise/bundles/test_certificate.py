@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from statewise.bundles.certificate import Certificate, DensityDivergence, Limits, check_certificate, read_certificate
+from statewise.bundles.certificate import Certificate, check_certificate, read_certificate
+from statewise.bundles.figures import DensityDivergence, Limits
 from statewise.bundles.reader import Bundle, open_bundle
 from statewise.bundles.writer import BundleDraft
 from statewise.errors import BundleError

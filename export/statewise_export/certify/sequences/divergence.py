@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise.bundles.certificate import AnswerDivergence, LabelDivergence
+from statewise.bundles.figures import AnswerDivergence, LabelDivergence
 from statewise.model.spec import LabelsHead, ModelSpec
 from statewise.rules.sampling import log_softmax
 from statewise_export.certify.inputs import HeldOut, Scale, random_items

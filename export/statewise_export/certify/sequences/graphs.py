@@ -14,14 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise.bundles.certificate import (
-    AnswerDivergence,
-    Case,
-    LabelDivergence,
-    SequenceAgreement,
-    TokenAgreement,
-    Tolerances,
-)
+from statewise.bundles.certificate import Case, SequenceAgreement
+from statewise.bundles.figures import AnswerDivergence, LabelDivergence, TokenAgreement, Tolerances
 from statewise.bundles.manifest import OneShotGraph
 from statewise.model.spec import LabelsHead
 from statewise_export.certify.check import Check, Outcome

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise.bundles.certificate import TokenAgreement
+from statewise.bundles.figures import TokenAgreement
 from statewise.model.spec import MixtureHead
 from statewise.rules.mixture import log_density
 from statewise.rules.sampling import Uniforms, log_softmax

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from statewise.bundles.certificate import TokenAgreement
+from statewise.bundles.figures import TokenAgreement
 from statewise.errors import StatewiseError
 from statewise.model.spec import MixtureHead, TokenInput
 from statewise.rules.sampling import log_softmax

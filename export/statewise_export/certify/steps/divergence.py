@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise.bundles.certificate import DensityDivergence, TokenDivergence, ValueDivergence
+from statewise.bundles.figures import DensityDivergence, TokenDivergence, ValueDivergence
 from statewise.model.spec import MixtureHead, TokenInput
 from statewise.rules import mixture
 from statewise.rules.sampling import GREEDY

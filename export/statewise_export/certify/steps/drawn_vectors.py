@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise.bundles.certificate import TokenAgreement, Tolerances
+from statewise.bundles.figures import TokenAgreement, Tolerances
 from statewise.model.spec import MixtureHead
 from statewise.rules import mixture
 from statewise.rules.mixture import Mixture

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from statewise.bundles.certificate import Tolerances
+from statewise.bundles.figures import Tolerances
 from statewise.rules.sampling import GREEDY, SamplingParams
 from statewise_export.certify.check import Check, Outcome
 from statewise_export.certify.driver import RuntimeDecoder

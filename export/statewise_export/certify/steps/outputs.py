@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from statewise.bundles.certificate import Case, Tolerances
+from statewise.bundles.certificate import Case
+from statewise.bundles.figures import Tolerances
 from statewise.model.spec import TokenInput, ValueHead
 from statewise.rules.sampling import GREEDY
 from statewise_export.certify.check import Check, Outcome

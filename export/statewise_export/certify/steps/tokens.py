@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from statewise.bundles.certificate import TokenAgreement
+from statewise.bundles.figures import TokenAgreement
 from statewise.model.spec import ModelSpec, TokenInput
 from statewise.rules.sampling import GREEDY, SamplingParams
 from statewise_export.certify.check import Check, Outcome
