@@ -92,5 +92,5 @@ def check_rules(params: SamplingParams, head: HeadSpec, declared: Collection[str
             raise InvalidRequestError(
                 f"must be left out, got {getattr(params, rule.field)}: the model was exported without this rule; "
                 "export it again to use it",
-                field=rule.name,
+                field=rule.field,
             )

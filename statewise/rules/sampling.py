@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statewise.errors import InvalidRequestError
+from statewise.model.sampling_inputs import SAMPLING_INPUTS
 
 FloatArray = NDArray[np.float32]
 
@@ -86,17 +87,12 @@ class SamplingParams:
     def validate_for_vectors(self) -> None:
         """Raise InvalidRequestError, naming the field, for a bad value, or a rule that works on tokens only."""
         self._check_draw()
-        usual = SamplingParams()
-        for name in ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-            if getattr(self, name) != getattr(usual, name):
+        for rule in SAMPLING_INPUTS:
+            if "mixture" not in rule.heads and not rule.is_neutral(self):
+                given = "" if rule.per_token else f", got {rule.read(self):g}"
                 raise InvalidRequestError(
-                    f"works on tokens, and this model gives real vectors; leave it out, got {getattr(self, name):g}",
-                    field=name,
+                    f"works on tokens, and this model gives real vectors; leave it out{given}", field=rule.field
                 )
-        if self.logit_bias:
-            raise InvalidRequestError(
-                "works on tokens, and this model gives real vectors; leave it out", field="logit_bias"
-            )
 
     def _check_draw(self) -> None:
         _check_range("temperature", self.temperature, 0.0, 100.0)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from statewise.client.items import Items
 from statewise.client.values import Inspection, Prediction, PredictionInfo, Score, Tag
 from statewise.errors import InvalidRequestError
+from statewise.model.graph_io import OUTPUT, SEQUENCE_LOG_PROBABILITIES
 from statewise.model.spec import HeadSpec, LabelsHead
 from statewise.rules.sampling import log_softmax
 from statewise_server.local.reading import Reader, ReadSequence
@@ -42,7 +43,7 @@ def read_inputs(inputs: Sequence[Items], predictor: Predictor) -> list[ReadSeque
 
 def prediction_of(answer: Answer, sequence: ReadSequence, predictor: Predictor) -> Prediction:
     """Turn the output of a graph into the prediction of one sequence."""
-    head, output, info = predictor.manifest.model.prediction, answer["output"], info_of(predictor)
+    head, output, info = predictor.manifest.model.prediction, answer[OUTPUT], info_of(predictor)
     assert head is not None
     if isinstance(head, LabelsHead):
         if head.per == "item":
@@ -63,7 +64,7 @@ def check_embeds(predictor: Predictor) -> None:
 
 def score_of(answer: Answer, sequence: ReadSequence, predictor: Predictor) -> Score:
     """Turn the output of a graph into the score of one sequence."""
-    values = np.array(answer["log_probabilities"], np.float32)
+    values = np.array(answer[SEQUENCE_LOG_PROBABILITIES], np.float32)
     tokens = sequence.items[sequence.num_before :].tolist() if sequence.items.ndim == 1 else ()
     return Score(info_of(predictor), values, float(values.sum(dtype=np.float64)), tuple(tokens))
 

@@ -39,7 +39,7 @@ Array = NDArray[Any]
 
 NUM_ROWS = 6
 ROUNDING = 2e-5
-"""Of the largest product of a row: whole numbers are summed exactly, scales in float32."""
+"""Largest error, as a part of a row's largest product: whole numbers are summed exactly, scales in float32."""
 TWIN_CHUNK = 16
 
 

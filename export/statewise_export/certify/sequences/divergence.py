@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from statewise.bundles.figures import AnswerDivergence, LabelDivergence
+from statewise.model.graph_io import OUTPUT
 from statewise.model.spec import LabelsHead, ModelSpec
 from statewise.rules.sampling import log_softmax
 from statewise_export.certify.inputs import HeldOut, Scale, random_items
@@ -37,7 +38,7 @@ def measure_answers(
 ) -> LabelDivergence | AnswerDivergence:
     """Give the same sequences to both, and compare their predictions."""
     width = runner.bucket_of(max(map(len, held_out.rows)))
-    actual = [runner.run_rows([row], width)[0]["output"] for row in held_out.rows]
+    actual = [runner.run_rows([row], width)[0][OUTPUT] for row in held_out.rows]
     expected = [reference.predict(row) for row in held_out.rows]
     # One line for each answer, whether there is one for a sequence or one for an item.
     ours, theirs = (np.concatenate([np.atleast_2d(answer) for answer in part]) for part in (actual, expected))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from statewise.bundles.certificate import Case, SequenceAgreement
 from statewise.bundles.figures import AnswerDivergence, LabelDivergence, TokenAgreement, Tolerances
 from statewise.bundles.manifest import OneShotGraph
+from statewise.model.graph_io import OUTPUT, SEQUENCE_LOG_PROBABILITIES
 from statewise.model.spec import LabelsHead
 from statewise_export.certify.check import Check, Outcome
 from statewise_export.certify.figures import describe_batch, describe_divergence, describe_outputs, describe_tokens
@@ -202,7 +203,7 @@ def _by_item(shown: Mapping[str, Array]) -> Array:
     return np.concatenate([np.moveaxis(t, -2, 0).reshape(t.shape[-2], -1) for t in tensors], axis=1)
 
 
-NAMES: dict[OneShotGraph, str] = {"predict": "output", "score": "log_probabilities"}
+NAMES: dict[OneShotGraph, str] = {"predict": OUTPUT, "score": SEQUENCE_LOG_PROBABILITIES}
 """The output of each graph."""
 _READ: dict[OneShotGraph, Callable[[dict[str, Array]], Array]] = {
     **{graph: itemgetter(name) for graph, name in NAMES.items()},

@@ -24,7 +24,7 @@ Array = NDArray[Any]
 CLOSE = 1e-3
 """Nats. A variant that is held against itself is computed as the engine does, but for single roundings that turn."""
 SHARE_CLOSE = 0.9
-"""Tolerance of log-probabilities there; the others lie within the variant's tolerances."""
+"""Share of its log-probabilities that must be that close; the others lie within the variant's tolerances."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from statewise.errors import ParityError
 from statewise.model.spec import InputSpec, TokenInput
 from statewise_export.certify.trial import Trial
 from statewise_server.engine import Engine, EngineSettings, GenerationRequest
-from statewise_server.engine.queue_channel import QueueChannel
+from statewise_server.engine.queue_channel import BulkRun
 from statewise_server.engine.request import Delta
 
 Array = NDArray[Any]
@@ -73,20 +73,12 @@ def serve(engine: Engine, requests: Sequence[Served]) -> list[Served]:
 
     Raises the error that any of them is answered with, and ParityError for an answer that no model could give.
     """
-    channel = QueueChannel()
-    streams = {engine.submit(served.request, channel): served for served in requests}
-    answers = {stream: Delta() for stream in streams}
-    num_open = len(streams)
-    while num_open:
-        for stream, delta in channel.receive():
-            if delta.error is not None:
-                raise delta.error
-            answers[stream].merge(delta)
-            num_open -= delta.is_last
-    every = [
-        Served(served.request, answers[stream], stream.num_cached, served.expected_cached)
-        for stream, served in streams.items()
-    ]
+    run = BulkRun(engine, [served.request for served in requests], len(requests), 0)
+    every = []
+    for served, (stream, answer) in zip(requests, run, strict=True):
+        if answer.error is not None:
+            raise answer.error
+        every.append(Served(served.request, answer, stream.num_cached, served.expected_cached))
     for served in every:
         _check_items(served, engine.manifest.model.input)
     return every

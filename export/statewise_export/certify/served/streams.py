@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from statewise_export.certify.served.run import running_engine, serve
 from statewise_export.certify.served.stops import stop_outcomes
 from statewise_export.certify.served.text import text_outcomes
 from statewise_export.certify.steps.drawn_vectors import compare_drawn
+from statewise_export.certify.steps.tokens import add
 from statewise_export.certify.tolerances import agree
 from statewise_export.certify.trial import Trial
 
@@ -94,11 +96,7 @@ def _compare_vectors(trial: Trial, judged: Sequence[Judged]) -> TokenAgreement:
         sources = None if request.source is None else [request.source]
         prompts = Prompts([request.prompt], sources)
         agreements.append(compare_drawn(trial, prompts, [request.sampling], [one.served.items]))
-    return TokenAgreement(
-        compared=sum(each.compared for each in agreements),
-        equal=sum(each.equal for each in agreements),
-        near_ties=sum(each.near_ties for each in agreements),
-    )
+    return reduce(add, agreements)
 
 
 def _errors(trial: Trial, judged: Sequence[Judged]) -> Errors:

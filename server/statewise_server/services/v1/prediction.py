@@ -32,8 +32,7 @@ class PredictionService(PredictionServiceServicer):
         deadline = deadline_after(context.time_remaining())
         model = self._predictor(request)
         with requests.input_fields(request):
-            inputs = [requests.items_from(given, f"inputs[{index}]") for index, given in enumerate(request.inputs)]
-            predictions = await model.predict(inputs, deadline)
+            predictions = await model.predict(requests.inputs_from(request), deadline)
         return await asyncio.to_thread(responses.predict_response, predictions, model.predictor)
 
     async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
@@ -41,8 +40,7 @@ class PredictionService(PredictionServiceServicer):
         deadline = deadline_after(context.time_remaining())
         model = self._predictor(request)
         with requests.input_fields(request):
-            inputs = [requests.items_from(given, f"inputs[{index}]") for index, given in enumerate(request.inputs)]
-            scores = await model.score(inputs, deadline)
+            scores = await model.score(requests.inputs_from(request), deadline)
         return await asyncio.to_thread(responses.score_response, scores)
 
     async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectResponse:  # noqa: N802

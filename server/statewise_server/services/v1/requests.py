@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from statewise.client.fields import KindOf, generate_field, sequence_field
+from statewise.client.fields import generate_field, sequence_field
 from statewise.client.items import Items, Text, Tokens, Vectors
 from statewise.client.options import ForecastOptions, GenerateOptions
 from statewise.errors import InvalidRequestError
@@ -27,6 +27,11 @@ def items_from(message: pb.Items, field: str) -> Items:
     if kind is None:
         raise InvalidRequestError("is missing; give text, tokens or vectors", field=field)
     return _content(message, kind)
+
+
+def inputs_from(request: prediction_pb2.PredictRequest | prediction_pb2.ScoreRequest) -> list[Items]:
+    """The sequences of a request. Raises InvalidRequestError, naming the first that is missing."""
+    return [items_from(given, f"inputs[{index}]") for index, given in enumerate(request.inputs)]
 
 
 def prompt_from(request: pb.GenerateRequest) -> Items:
@@ -106,15 +111,8 @@ def forecast_options(request: prediction_pb2.ForecastRequest) -> ForecastOptions
 @contextmanager
 def generate_fields(request: pb.GenerateRequest) -> Iterator[None]:
     """Name the field of the message in errors that name an argument."""
-
-    def kind_of(owner: str) -> str | None:
-        if owner == "prompt":
-            kind: str | None = request.WhichOneof("prompt")
-        else:
-            kind = request.source.WhichOneof("kind") if owner == "source" else None
-        return kind
-
-    with _renamed(lambda field: generate_field(field, kind_of)):
+    kinds = {"prompt": request.WhichOneof("prompt"), "source": request.source.WhichOneof("kind")}
+    with _renamed(lambda field: generate_field(field, kinds.get)):
         yield
 
 
@@ -122,7 +120,7 @@ def generate_fields(request: pb.GenerateRequest) -> Iterator[None]:
 def input_fields(request: prediction_pb2.PredictRequest | prediction_pb2.ScoreRequest) -> Iterator[None]:
     """Name the field of the message in errors that name an input."""
     kinds = {f"inputs[{index}]": given.WhichOneof("kind") for index, given in enumerate(request.inputs)}
-    with _sequences_renamed(kinds.get):
+    with _renamed(lambda field: sequence_field(field, kinds.get)):
         yield
 
 
@@ -138,12 +136,6 @@ def inspect_fields(request: prediction_pb2.InspectRequest) -> Iterator[None]:
 def forecast_fields() -> Iterator[None]:
     """Name the field of the message in errors that name the context."""
     with _renamed({"context": "context.values"}.get):
-        yield
-
-
-@contextmanager
-def _sequences_renamed(kind_of: KindOf) -> Iterator[None]:
-    with _renamed(lambda field: sequence_field(field, kind_of)):
         yield
 
 
