@@ -18,7 +18,7 @@ from pydantic_settings import (
 )
 
 from statewise.errors import ConfigError
-from statewise_server.engine.settings import EngineSettings
+from statewise_server.engine.settings import EngineSettings, describe_faults
 from statewise_server.runtime.ort.cores import num_cores
 
 logger = logging.getLogger(__name__)
@@ -132,11 +132,8 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Serve
 def _readable(error: ValidationError, config: Path | None) -> str:
     source = f" (flags, {ENV_PREFIX} variables or {config})" if config else ""
     lines = [f"these settings cannot be used{source}:"]
-    for problem in error.errors(include_url=False):
-        name = ".".join(map(str, problem["loc"]))
-        value = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
-        lines.append(f"  {name}: {problem['msg']}{value}")
-    return "\n".join(lines)
+    known = {*ServerSettings.model_fields, *EngineSettings.model_fields}
+    return "\n".join([*lines, *(f"  {line}" for line in describe_faults(error, known))])
 
 
 def _warn_of_unknown_variables() -> None:

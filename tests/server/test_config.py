@@ -43,7 +43,7 @@ def test_defaults_listen_to_this_machine_only() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("models: /m\nprot: 1\n", "prot: Extra inputs are not permitted, got 1"),
+        ("models: /m\nprot: 1\n", "prot: Extra inputs are not permitted, got 1; did you mean port?"),
         ("models: /m\nengine: {rows: 1}\n", "engine.rows: Extra inputs are not permitted"),
         ("models: /m\nport: many\n", "port: Input should be a valid integer.*got 'many'"),
         ("models: /m\nengine: {max_rows: 0}\n", "engine.max_rows: .*greater than or equal to 1, got 0"),

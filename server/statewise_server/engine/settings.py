@@ -1,6 +1,9 @@
 """Settings of an engine; the engines of all models share them."""
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+import difflib
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 
 
 class EngineSettings(BaseModel):
@@ -81,3 +84,15 @@ class EngineSettings(BaseModel):
 
     intra_op_threads: int = Field(default=0, ge=0)
     """Threads that compute one run; 0 takes all cores."""
+
+
+def describe_faults(error: ValidationError, known: Iterable[str]) -> list[str]:
+    """One line for each setting at fault: its name, the reason and the value; for an unknown name the nearest known."""
+    known, lines = list(known), []
+    for fault in error.errors(include_url=False):
+        value = "" if fault["type"] == "missing" else f", got {fault['input']!r}"
+        is_unknown = fault["type"] == "extra_forbidden"
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1) if is_unknown else ()
+        meant = f"; did you mean {near[0]}?" if near else ""
+        lines.append(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}{value}{meant}")
+    return lines

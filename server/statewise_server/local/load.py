@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from statewise.bundles.onnx_check import check_graphs
 from statewise.bundles.reader import resolve_bundle
 from statewise.errors import ConfigError
-from statewise_server.engine.settings import EngineSettings
+from statewise_server.engine.settings import EngineSettings, describe_faults
 from statewise_server.local.model import Model
 from statewise_server.repository.loading import load_parts, open_certified
 
@@ -25,8 +25,8 @@ def load(path: str | Path, variant: str | None = None, **settings: Any) -> Model
     try:
         checked = EngineSettings(**settings)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_url=False))
-        raise ConfigError(f"these settings cannot be used: {problems}") from error
+        faults = "; ".join(describe_faults(error, EngineSettings.model_fields))
+        raise ConfigError(f"these settings cannot be used: {faults}") from error
     bundle, chosen, _ = open_certified(resolve_bundle(Path(path)), variant)
     check_graphs(bundle, chosen)
     engine, predictor = load_parts(bundle, chosen, checked)
