@@ -42,21 +42,21 @@ class Clock:
     times: dict[Stream, list[float]] = field(default_factory=lambda: defaultdict(list))
     """Times per stream, one per token."""
     error: StatewiseError | None = None
-    news: threading.Condition = field(default_factory=threading.Condition)
+    changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def deliver(self, news: list[tuple[Stream, Delta]]) -> None:
+    def deliver(self, events: list[tuple[Stream, Delta]]) -> None:
         """Record the time of a step's tokens."""
         now = time.perf_counter()
-        with self.news:
-            for stream, delta in news:
+        with self.changed:
+            for stream, delta in events:
                 self.error = self.error or delta.error
                 self.times[stream] += [now] * len(delta.items)
-            self.news.notify_all()
+            self.changed.notify_all()
 
     def wait(self, stream: Stream, num_tokens: int) -> None:
         """Wait until a stream has this many tokens; raises if any stream has failed."""
-        with self.news:
-            self.news.wait_for(lambda: self.error or len(self.times[stream]) >= num_tokens)
+        with self.changed:
+            self.changed.wait_for(lambda: self.error or len(self.times[stream]) >= num_tokens)
         if self.error is not None:
             raise self.error
 

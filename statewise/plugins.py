@@ -66,11 +66,11 @@ class Batch(Protocol):
 
     @property
     def mask(self) -> torch.Tensor:
-        """Which items count in the loss, bool `[row, time]`: the real ones but for special tokens around a text."""
+        """Mask of the items in the loss, bool `[row, time]`: the real ones but for special tokens around a text."""
 
     @property
     def lengths(self) -> torch.Tensor:
-        """How many items of each row are real, int64 `[row]`."""
+        """Number of real items of each row, int64 `[row]`."""
 
     @property
     def source(self) -> torch.Tensor | None:
@@ -78,7 +78,7 @@ class Batch(Protocol):
 
     @property
     def source_lengths(self) -> torch.Tensor | None:
-        """How many items of each source are real, int64 `[row]`."""
+        """Number of real items of each source, int64 `[row]`."""
 
 
 class SequencePlugin(ABC, Generic[ConfigT]):

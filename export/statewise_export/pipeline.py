@@ -95,7 +95,7 @@ class Verified:
 
 
 def verify_bundle(path: Path, *, progress: Progress = lambda _: None) -> dict[str, Verified]:
-    """Make every certificate of a bundle again, from the checkpoint inside it; of those whose device is here.
+    """Make a bundle's certificates again from the checkpoint inside it, for the variants whose device is here.
 
     Raises BundleError where the bundle is damaged, not certified or for other devices, NotFoundError where there is
     none.

@@ -61,7 +61,7 @@ class SequenceAgreement(Figures):
     batch_invariant: bool
     """A sequence alone gives what it gives in a full batch: bit for bit, or as `tolerances.batch` says."""
     divergence: LabelDivergence | AnswerDivergence | None = None
-    """Of what `predict` says from PyTorch in float32; None where the outputs themselves were held against it."""
+    """Divergence of `predict` from PyTorch in float32; None where the outputs themselves were compared."""
 
     @property
     def passed(self) -> bool:
@@ -82,13 +82,13 @@ class Certificate(Figures):
     is compared with itself, fed one item at a time and sampled by the rules in NumPy; the tolerances bound how far its
     batches, chunks and graphs may lie apart, and `divergence` is its distance from PyTorch."""
     tolerances: Tolerances
-    """Of the graphs that carry state, as `outputs`; of `predict`, where the model has none."""
+    """Tolerances of the graphs that carry state, as `outputs`; of `predict`, if the model has none."""
     outputs: OutputAgreement
     greedy_tokens: TokenAgreement | None = None
     """None where the model gives real vectors."""
     sampled_tokens: TokenAgreement | None = None
     sampled_vectors: TokenAgreement | None = None
-    """Of mixtures: equal within what the outputs' tolerance makes of a vector; near ties are between components."""
+    """Vectors drawn from mixtures, equal within the tolerance that outputs imply; near ties are between components."""
     batch_invariant: bool
     """A row alone gives what it gives in a full batch, and beside a prompt that is read in the same run: bit for bit,
     or as `tolerances.batch` says."""
@@ -100,7 +100,7 @@ class Certificate(Figures):
     """From PyTorch in float32; None where the outputs themselves were held against it."""
     limits: Limits | None = None
     checks: tuple[CheckResult, ...] = Field(min_length=1)
-    """All that was checked, in order; the fields above hold the figures of some of it for programs."""
+    """Results of all checks, in order; the fields above hold some of their figures for programs."""
     cases: tuple[Case, ...] = Field(min_length=1)
     seeds: tuple[int, ...]
     libraries: dict[str, str]

@@ -60,7 +60,7 @@ class SpecialTokens(Strict):
 
     @property
     def ends(self) -> frozenset[int]:
-        """All that end a generation."""
+        """Tokens that end a generation."""
         return frozenset(self.other_ends if self.end is None else (self.end, *self.other_ends))
 
 
@@ -80,7 +80,7 @@ class Variant(Strict):
     encode: FileName | None = None
     """Source to first state: every state tensor but the caches."""
     predict: FileName | None = None
-    """Whole sequences to what the model says of them: `ModelSpec.prediction`."""
+    """Whole sequences to predictions: `ModelSpec.prediction`."""
     score: FileName | None = None
     """Whole sequences to the log-probability of each of their items after the first."""
     inspect: FileName | None = None

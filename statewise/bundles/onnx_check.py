@@ -188,7 +188,7 @@ def _natural(tensor: TensorProto, entries: dict[str, str], key: str, default: in
 def _check_names(model: ModelProto, io: GraphIO) -> None:
     """Refuse a graph that the runtime could not feed, or whose results it would not find.
 
-    A graph may lack sampling rules: requests that need one are refused. What else it gives is nobody's concern.
+    A graph may lack sampling rules: requests that need one are refused. Further outputs are allowed.
     """
     weights = {weight.name for weight in model.graph.initializer}
     inputs = {value.name for value in model.graph.input} - weights

@@ -24,7 +24,7 @@ _WIRE = {
 _ARGUMENTS = {wire: name for name, wire in _WIRE.items()} | {"log_probabilities": "logprobs"}
 
 _KINDS = {"text": "text", "tokens": "tokens.ids", "vectors": "vectors.values"}
-"""Where a sequence's content lies in a message, by its kind."""
+"""Field of a sequence's content in a message, by its kind."""
 
 _CONTENT = re.compile(r"^(?:(?P<owner>source|context|input|inputs\[\d+\])\.)?(?P<content>text|tokens|vectors)\b")
 

@@ -21,7 +21,7 @@ from statewise.rules.sampling import Uniforms
 Reals = NDArray[np.floating[Any]]
 
 LEAST_LOG_DENSITY = -1e30
-"""Of a component: far from all of them a density is no less, so that it stays a number."""
+"""Floor of a component's log-density, so that a vector far from all components still has a finite density."""
 
 
 @dataclass(frozen=True, slots=True)

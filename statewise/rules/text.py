@@ -157,7 +157,7 @@ def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 class _WindowDecoder:
-    """For any tokenizer: decodes the latest ids again, and gives what lies beyond what was given."""
+    """Streams text for any tokenizer: decodes the latest ids again and returns the text not returned before."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -69,7 +69,7 @@ def double(op: GraphBuilder, values: str) -> str:
 
 
 def divisor_of(vocabulary_size: int) -> int | None:
-    """How many tokens make a block, where blocks of about BLOCK divide the vocabulary."""
+    """Size of a block in tokens, where blocks of about BLOCK divide the vocabulary."""
     divisors = [size for size in range(BLOCK // 5, 5 * BLOCK) if vocabulary_size % size == 0]
     return min(divisors, key=lambda size: abs(np.log(size / BLOCK)), default=None)
 

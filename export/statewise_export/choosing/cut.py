@@ -47,7 +47,7 @@ class Cut(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Where the end lies: among the tokens above `low` that are not above `high`. Columns, numbers in float64."""
+    """Range of the end: the tokens above `low` that are not above `high`. Columns, numbers in float64."""
 
     low: str
     high: str

@@ -9,7 +9,7 @@ from statewise_export.builder import GraphBuilder
 from statewise_export.choosing.mixture import add_log_density
 
 Score = Callable[[GraphBuilder, str, str, HeadSpec], str]
-"""Outputs `[row, time, size]` and the items that they foretell, `[row, time, ...]`, to `[row, time]`."""
+"""Outputs `[row, time, size]` and the items that they predict, `[row, time, ...]`, to `[row, time]`."""
 
 
 def can_score(spec: ModelSpec) -> bool:

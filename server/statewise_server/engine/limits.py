@@ -22,7 +22,7 @@ class Limits:
     """The settings that bound a request, and the model's own bounds."""
 
     max_positions: int | None
-    """Of prompt and output together, whose last item takes none; the lower of the model's and the operator's number.
+    """Positions of prompt and output together, less the last item: the lower of the model's and operator's limit.
     None where neither gives one."""
     max_waiting: int
     max_waiting_tokens: int

@@ -15,18 +15,18 @@ _RETRY_SECONDS = 0.005
 
 
 class QueueChannel:
-    """Hands an engine's news to one consuming thread."""
+    """Hands an engine's events to one consuming thread."""
 
     def __init__(self) -> None:
-        self._news: queue.SimpleQueue[list[tuple[Stream, Delta]]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[list[tuple[Stream, Delta]]] = queue.SimpleQueue()
 
-    def deliver(self, news: list[tuple[Stream, Delta]]) -> None:
-        """Take the news of one step."""
-        self._news.put(news)
+    def deliver(self, events: list[tuple[Stream, Delta]]) -> None:
+        """Take the events of one step."""
+        self._events.put(events)
 
     def receive(self, timeout: float | None = None) -> list[tuple[Stream, Delta]]:
-        """Wait for the news of one step; raises queue.Empty after `timeout` seconds."""
-        return self._news.get(timeout=timeout)
+        """Wait for the events of one step; raises queue.Empty after `timeout` seconds."""
+        return self._events.get(timeout=timeout)
 
 
 class BulkRun:

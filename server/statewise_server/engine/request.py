@@ -114,10 +114,10 @@ class Delta:
 
 
 class Channel(Protocol):
-    """Where an engine delivers: one for each event loop or thread that consumes streams."""
+    """Receiver of an engine's events: one for each event loop or thread that consumes streams."""
 
-    def deliver(self, news: list[tuple[Stream, Delta]]) -> None:
-        """Take the news of all this channel's streams; called on the engine's thread, at most once per step."""
+    def deliver(self, events: list[tuple[Stream, Delta]]) -> None:
+        """Take the events of all this channel's streams; called on the engine's thread, at most once per step."""
 
 
 @dataclass(eq=False, slots=True)
@@ -128,4 +128,4 @@ class Stream:
     channel: Channel
     cancelled: bool = False
     num_cached: int = 0
-    """Prompt items whose state was saved by an earlier request; known when the first news is delivered."""
+    """Prompt items whose state was saved by an earlier request; known when the first event is delivered."""

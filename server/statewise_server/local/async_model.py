@@ -56,7 +56,7 @@ class AsyncGenerator:
 
     @contextmanager
     def running(self, request: GenerationRequest, channel: LoopChannel, mailbox: Mailbox) -> Iterator[Stream]:
-        """Run a request whose news come to the mailbox. However the block ends, its row is free before the next step.
+        """Run a request whose events come to the mailbox. However the block ends, its row is free before the next step.
 
         Raises what `Engine.submit` raises.
         """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from statewise_server.engine.request import Delta, Stream
 
-News = list[tuple["Stream", "Delta"]]
+Events = list[tuple["Stream", "Delta"]]
 
 
 class Mailbox:
@@ -28,7 +28,7 @@ class Mailbox:
         """Whether anything has been released."""
         self._max_numbers = max_numbers
         self._on_overflow = on_overflow
-        self._news: Delta | None = None
+        self._gathered: Delta | None = None
         self._num_numbers = 0
         self._is_released = False
         self._reader: asyncio.Future[None] | None = None
@@ -42,30 +42,30 @@ class Mailbox:
             self.has_overflowed = True
             self._on_overflow()
             return
-        if self._news is None:
-            self._news = delta
+        if self._gathered is None:
+            self._gathered = delta
         else:
-            self._news.merge(delta)
+            self._gathered.merge(delta)
 
     def release(self) -> None:
         """Let the reader take what is there, also where it comes for it later."""
         self.has_begun = True
-        self._is_released = self._news is not None
+        self._is_released = self._gathered is not None
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
     async def take(self) -> Delta:
         """Wait until something is released, and return all that is there."""
-        while self._news is None or not self._is_released:
+        while self._gathered is None or not self._is_released:
             self._reader = asyncio.get_running_loop().create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
-        news, self._news = self._news, None
+        gathered, self._gathered = self._gathered, None
         self._num_numbers = 0
         self._is_released = False
-        return news
+        return gathered
 
 
 def _num_numbers(delta: Delta) -> int:
@@ -86,7 +86,7 @@ class LoopChannel:
         """Mailboxes with events that wait for the next tick."""
         self._timer: asyncio.TimerHandle | None = None
         self._lock = threading.Lock()
-        self._arrived: News = []
+        self._arrived: Events = []
         """Events that the loop has not looked at; this and the next are guarded by the lock."""
         self._is_expected = False
         """Whether the loop will look at it, at the next tick or before."""
@@ -98,23 +98,23 @@ class LoopChannel:
         return max(self._min_interval, len(self._mailboxes) / self._max_messages_per_second)
 
     def open(self, stream: Stream, mailbox: Mailbox) -> None:
-        """Deliver the stream's news to this mailbox from now on.
+        """Deliver the stream's events to this mailbox from now on.
 
-        Call it in the same turn of the loop as `Engine.submit`: news come in a later turn, so none is missed.
+        Call it in the same turn of the loop as `Engine.submit`: events come in a later turn, so none is missed.
         """
         self._mailboxes[stream] = mailbox
 
     def close(self, stream: Stream) -> None:
-        """Drop the stream's mailbox; news that still come for it are ignored."""
+        """Drop the stream's mailbox; events that still come for it are ignored."""
         mailbox = self._mailboxes.pop(stream, None)
         if mailbox is not None:
             self._held.discard(mailbox)
 
-    def deliver(self, news: News) -> None:
-        """Take one step's news of all streams, from an engine's thread."""
+    def deliver(self, events: Events) -> None:
+        """Take one step's events of all streams, from an engine's thread."""
         with self._lock:
-            self._arrived += news
-            wakes = not self._is_expected or any(self._is_urgent(*entry) for entry in news)
+            self._arrived += events
+            wakes = not self._is_expected or any(self._is_urgent(*entry) for entry in events)
             self._is_expected = True
         if not wakes:
             return
@@ -140,7 +140,7 @@ class LoopChannel:
             self._await_tick()
 
     def _tick(self) -> None:
-        """All that has gathered leaves; where that is nothing, no tick follows, and the next news wake the loop."""
+        """Release all gathered events; if there are none, no tick follows, and the next events wake the loop."""
         with self._lock:
             arrived, self._arrived = self._arrived, []
             self._is_expected = bool(arrived or self._held)
@@ -157,8 +157,8 @@ class LoopChannel:
             due = (self._loop.time() // interval + 1) * interval
             self._timer = self._loop.call_at(due, self._tick)
 
-    def _distribute(self, news: News) -> None:
-        for stream, delta in news:
+    def _distribute(self, events: Events) -> None:
+        for stream, delta in events:
             mailbox = self._mailboxes.get(stream)
             if mailbox is None:
                 continue

@@ -1,4 +1,4 @@
-"""Generation without a wire: options into an engine's request, the engine's news into chunks."""
+"""Generation without a wire: options into an engine's request, the engine's events into chunks."""
 
 from __future__ import annotations
 
@@ -150,20 +150,20 @@ class Progress:
         self._num_items = 0
         self._has_begun = False
 
-    def add(self, news: Delta) -> Chunk:
-        """Return the news as a chunk: the first says what answers, the last what was read and made."""
+    def add(self, delta: Delta) -> Chunk:
+        """Return a delta as a chunk: the first names the model and its seed, the last counts the items."""
         is_first, self._has_begun = not self._has_begun, True
-        self._num_items += len(news.items)
-        is_vectors = bool(news.items) and isinstance(news.items[0], np.ndarray)
+        self._num_items += len(delta.items)
+        is_vectors = bool(delta.items) and isinstance(delta.items[0], np.ndarray)
         return Chunk(
-            text=news.text,
-            tokens=() if is_vectors else tuple(news.items),
-            vectors=np.stack(news.items) if is_vectors else None,
-            log_probabilities=tuple(map(_log_probability, news.log_probabilities)),
-            finish_reason=news.finish_reason,
-            usage=self._usage() if news.finish_reason is not None else None,
+            text=delta.text,
+            tokens=() if is_vectors else tuple(delta.items),
+            vectors=np.stack(delta.items) if is_vectors else None,
+            log_probabilities=tuple(map(_log_probability, delta.log_probabilities)),
+            finish_reason=delta.finish_reason,
+            usage=self._usage() if delta.finish_reason is not None else None,
             info=self._info() if is_first else None,
-            hypotheses=tuple(_hypotheses(news.hypotheses)),
+            hypotheses=tuple(_hypotheses(delta.hypotheses)),
         )
 
     def _usage(self) -> Usage:

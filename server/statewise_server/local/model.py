@@ -198,14 +198,14 @@ def _chunks(engine: Engine, read: Callable[[], GenerationRequest]) -> Generator[
     try:
         is_last = False
         while not is_last:
-            news = Delta()
+            merged = Delta()
             for _, delta in channel.receive():
-                news.merge(delta)
-            is_last = news.is_last
-            if news.items or news.error is None:
-                yield progress.add(news)
-            if news.error is not None:
-                raise news.error
+                merged.merge(delta)
+            is_last = merged.is_last
+            if merged.items or merged.error is None:
+                yield progress.add(merged)
+            if merged.error is not None:
+                raise merged.error
     finally:
         engine.cancel(stream)
 
@@ -221,7 +221,7 @@ def _inputs(given: Any) -> tuple[Iterable[Any], Shape]:
 
 
 def _series(given: Any) -> tuple[Iterable[Any], Shape]:
-    """As `_inputs`, of series; a list of numbers or of lists is one series."""
+    """Do the same as `_inputs` for series; a list of numbers or of lists is one series."""
     if isinstance(given, list | tuple) and given and not hasattr(given[0], "__array__"):
         return [given], _only
     if isinstance(given, list | tuple) and given and getattr(given[0], "ndim", 0) > 0:

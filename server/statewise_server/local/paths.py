@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from statewise_server.engine.generation.engine import Engine
     from statewise_server.engine.request import Delta, GenerationRequest, Stream
 
-News = list[tuple["Stream", "Delta"]]
+Events = list[tuple["Stream", "Delta"]]
 
 
 class Paths:
-    """Runs sequences whose news one coroutine takes; implements `statewise_server.engine.request.Channel`."""
+    """Runs sequences whose events one coroutine takes; implements `statewise_server.engine.request.Channel`."""
 
     def __init__(self, engine: Engine, num_at_once: int) -> None:
         self._engine = engine
         self._num_at_once = num_at_once
         self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[News] = asyncio.Queue()
+        self._events: asyncio.Queue[Events] = asyncio.Queue()
         self._open: dict[Stream, int] = {}
 
-    def deliver(self, news: News) -> None:
-        """Take one step's news, from the engine's thread."""
+    def deliver(self, events: Events) -> None:
+        """Take one step's events, from the engine's thread."""
         try:
-            self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+            self._loop.call_soon_threadsafe(self._events.put_nowait, events)
         except RuntimeError:
             # The loop is closed: the process is ending, and nobody waits any more.
             return
@@ -43,7 +43,7 @@ class Paths:
         try:
             while waiting or self._open:
                 self._submit(waiting)
-                for stream, delta in await self._news.get():
+                for stream, delta in await self._events.get():
                     if delta.error is not None:
                         raise delta.error
                     take(self._open[stream], delta)

@@ -48,7 +48,7 @@ class ModelEntry:
 
     @property
     def parts(self) -> tuple[Engine | Predictor, ...]:
-        """All that is loaded of it."""
+        """Loaded parts of the model: engine and predictor."""
         return tuple(part for part in (self.engine, self.predictor) if part is not None)
 
     @property

@@ -1,4 +1,4 @@
-"""Where calls of every service begin and end: whatever happens inside leaves with a proper code.
+"""Barrier around the calls of every service: whatever happens inside leaves with a proper code.
 
 grpc.aio turns an exception of a handler, or of a deserializer, into UNKNOWN; so requests are parsed in here.
 """

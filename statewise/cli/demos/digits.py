@@ -46,7 +46,7 @@ class DigitsSummary(DemoSummary):
     confusion: list[list[int]]
     """Counts of true digits (row) by predicted ones (column)."""
     predictions_per_second: float
-    """Of the held-back pictures, in one request after another."""
+    """Rate over the held-out pictures, one request after another."""
     scikit_learn: str
     """Its version, which is the data's."""
 

@@ -72,7 +72,7 @@ class DemoSummary(BaseModel):
     """Content of every demo's `summary.json` beside its own figures."""
 
     certificate: CertificateFigures
-    """Of the main model; no other is served without one either."""
+    """Certificate of the main model; no other model is served without one either."""
     reused: list[str]
     """Steps whose results existed already."""
     bundle: Path

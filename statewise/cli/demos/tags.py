@@ -54,7 +54,7 @@ class TagsSummary(DemoSummary):
 
     training: TrainingFigures
     modules: list[str]
-    """Those that were held back."""
+    """Held-out modules."""
     accuracy: float
     """Share of the held-back characters that the server tagged as `tokenize` does."""
     macro_f1: float

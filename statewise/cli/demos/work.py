@@ -23,7 +23,7 @@ _WEIGHTS = "model.safetensors"
 
 @dataclass
 class Work:
-    """One run of a demo: where things lie, how much is done, and where it is told."""
+    """One run of a demo: its folder, its size and its console."""
 
     folder: Path
     """The demo's own; everything that it makes lies there."""

@@ -1,4 +1,4 @@
-"""Mailboxes: when a stream's news leaves, and how much of it may wait."""
+"""Mailboxes: when a stream's events leave, and how much may wait."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Desk:
         return self._call_soon_threadsafe(*arguments)
 
     async def deliver(self, *deltas: Delta) -> None:
-        """One step's news, from another thread: a delta for each of the first streams."""
-        news = list(zip(self.streams, deltas, strict=False))
-        thread = threading.Thread(target=self.channel.deliver, args=(news,))
+        """One step's events, from another thread: a delta for each of the first streams."""
+        events = list(zip(self.streams, deltas, strict=False))
+        thread = threading.Thread(target=self.channel.deliver, args=(events,))
         thread.start()
         thread.join()
         await asyncio.sleep(0)
@@ -107,7 +107,7 @@ def test_until_the_next_tick_the_loop_is_not_woken() -> None:
 
 
 def test_steps_longer_than_the_interval_leave_at_once() -> None:
-    """After a tick with nothing to send, the next step's news do not wait for another."""
+    """After a tick with nothing to send, the next step's events do not wait for another."""
 
     async def test() -> None:
         desk = Desk(0.02)
@@ -123,7 +123,7 @@ def test_steps_longer_than_the_interval_leave_at_once() -> None:
 
 
 def test_end_of_one_stream_does_not_hurry_the_others() -> None:
-    """Of the news of one step only what is urgent leaves before the tick."""
+    """Of the events of one step only what is urgent leaves before the tick."""
 
     async def test() -> None:
         desk = Desk(60, num_streams=2)
@@ -230,7 +230,7 @@ def test_reading_makes_room() -> None:
 
 
 def test_one_delivery_wakes_the_loop_once() -> None:
-    """News of many streams reach their mailboxes in one turn of the loop; those of a closed one are dropped."""
+    """Events of many streams reach their mailboxes in one turn of the loop; those of a closed one are dropped."""
 
     async def test() -> None:
         desk = Desk(0, num_streams=3)

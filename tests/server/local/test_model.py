@@ -175,7 +175,7 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     """A changed file, an unknown setting; and a closed model answers nothing."""
     with pytest.raises(BundleError, match="changed since it was written"):
         statewise.load(model_repository() / "broken")
-    with pytest.raises(ConfigError, match="max_rowz: .* got 3; did you mean max_rows"):
+    with pytest.raises(ConfigError, match=r"max_rowz: .* got 3; did you mean max_rows"):
         statewise.load(model_repository() / "text", max_rowz=3)
     model = statewise.load(model_repository() / "text", **SETTINGS)
     model.close()

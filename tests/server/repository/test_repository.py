@@ -33,8 +33,8 @@ class Inbox:
     def __init__(self) -> None:
         self.deltas: queue.Queue[Delta] = queue.Queue()
 
-    def deliver(self, news: list[tuple[Stream, Delta]]) -> None:
-        for _, delta in news:
+    def deliver(self, events: list[tuple[Stream, Delta]]) -> None:
+        for _, delta in events:
             self.deltas.put(delta)
 
     def collect(self) -> Delta:

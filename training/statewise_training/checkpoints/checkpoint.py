@@ -64,7 +64,7 @@ class Checkpoint:
     tokenizer_file: Path | None
     folder: Path
     files: tuple[str, ...]
-    """Those that `checkpoint.json` lists."""
+    """Files that `checkpoint.json` lists."""
     standardization: Standardization | None = None
 
     def held_out(self) -> Items | None:

@@ -50,7 +50,7 @@ class ReferencePredictor:
         return self.log_probabilities(self.outputs(row), row)
 
     def log_probabilities(self, outputs: NDArray[np.float32], row: Array) -> NDArray[np.float32]:
-        """Of each item but the first, `[time - 1]`, by the outputs `[time, size]` at those before it."""
+        """Log-probabilities of all items but the first, `[time - 1]`, by the outputs `[time, size]` before them."""
         if isinstance(self.spec.head, MixtureHead):
             return np.asarray(log_density(outputs[:-1], row[1:], self.spec.head), np.float32)
         every = log_softmax(outputs[:-1].astype(np.float64))

@@ -102,7 +102,7 @@ class Beam(Sequence):
 
     @property
     def num_top(self) -> int:
-        """As many as the search looks through."""
+        """Number of candidates that the search considers."""
         return self.group.num_candidates
 
     @property
@@ -111,7 +111,7 @@ class Beam(Sequence):
         return True
 
     def append(self, result: StepResult, row: int) -> Delta:
-        """Take what a run gave this beam; the last one of a step has the news, if there are any."""
+        """Take a run's result for this beam; the last beam of a step returns the search's events, if any."""
         if not result.is_finite(row):
             return Delta(error=DataLossError("the model's output is not finite (NaN or infinity) for this request"))
         assert result.top_tokens is not None

@@ -99,7 +99,7 @@ class PrefixCache:
         return keys
 
     def _make_room(self, parent: bytes) -> bool:
-        """Room for one chunk behind `parent`; False where that is gone, or only what lies before it is left."""
+        """Make room for one chunk behind `parent`; False if the parent was evicted, or only its ancestors are left."""
         if parent != ROOT and parent not in self._chunks:
             return False
         self._touch(parent)

@@ -39,7 +39,7 @@ class Sequence:
 
     @property
     def members(self) -> tuple[Sequence, ...]:
-        """All that serve the same request, each with a row of its own."""
+        """Sequences that serve the same request, each with a row of its own."""
         return (self,)
 
     @property

@@ -57,7 +57,7 @@ class CudaBinding(onnxruntime.IOBinding):  # type: ignore[misc] # ONNX Runtime h
     """A binding whose inputs from the host are copied to the device when they are bound."""
 
     def bind_input(self, *arguments: Any, **named: Any) -> None:
-        """As ONNX Runtime's."""
+        """Forward to ONNX Runtime's session."""
         with CUDA_CALLS.shared():
             super().bind_input(*arguments, **named)
 
@@ -70,16 +70,16 @@ class CudaSession(onnxruntime.InferenceSession):  # type: ignore[misc] # ONNX Ru
             super().__init__(*arguments, **named)
 
     def io_binding(self) -> CudaBinding:
-        """As ONNX Runtime's."""
+        """Forward to ONNX Runtime's session."""
         return CudaBinding(self)
 
     def run(self, *arguments: Any, **named: Any) -> Any:
-        """As ONNX Runtime's."""
+        """Forward to ONNX Runtime's session."""
         with CUDA_CALLS.shared():
             return super().run(*arguments, **named)
 
     def run_with_iobinding(self, *arguments: Any, **named: Any) -> None:
-        """As ONNX Runtime's."""
+        """Forward to ONNX Runtime's session."""
         with CUDA_CALLS.shared():
             super().run_with_iobinding(*arguments, **named)
 

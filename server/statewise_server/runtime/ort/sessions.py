@@ -39,7 +39,7 @@ def create_session(
 
     `intra_op_threads`: threads of one run on the CPU; 0 means every core that this process may use.
     `captures`: whether runs on CUDA may be captured; all whose `gpu_graph_id` is not -1 are then.
-    `profile`: with what the name of a file begins that tells what each operator took, once the session is told to.
+    `profile`: prefix of the file to which the session writes each operator's time, once asked to.
     Raises BundleError where the device is not available here, or ONNX Runtime refuses the graph.
     """
     name = model.name if isinstance(model, Path) else "a graph of the server's own"

@@ -28,7 +28,7 @@ class DeviceBuffer:
 
     @cached_property
     def address(self) -> int:
-        """Where it begins, on its device."""
+        """Address of its first byte on the device."""
         return int(self.value.data_ptr())
 
     @property
@@ -53,7 +53,7 @@ class DeviceMemory:
         self._sessions: dict[tuple[str, np.dtype[Any]], onnxruntime.InferenceSession] = {}
 
     def zeros(self, shape: Sequence[int], dtype: DTypeLike) -> DeviceBuffer:
-        # Attention weighs what lies behind a row's end with zero, and zero times the NaN of unset memory is NaN.
+        # Attention weighs positions behind a row's end with zero, and zero times the NaN of unset memory is NaN.
         with CUDA_CALLS.shared():
             value = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), self._device, 0)
         return DeviceBuffer(value, self._device, np.dtype(dtype), tuple(shape))

@@ -1,4 +1,4 @@
-"""Where state lies: in NumPy arrays here, or on a device (device_memory.py), with the same few operations on rows.
+"""Memory for state: NumPy arrays here, or a device's memory (device.py), with the same few operations on rows.
 
 A cache has its positions along dimension 2, and is moved by positions: most of a row may be empty.
 """
@@ -32,7 +32,7 @@ class Memory(Protocol):
         """A new buffer."""
 
     def view(self, buffer: Buffer, rows: slice) -> View:
-        """Where some rows lie. The buffer must outlive its views."""
+        """View of some rows. The buffer must outlive its views."""
 
     def fill(self, buffer: Buffer, values: Array) -> None:
         """Write a whole buffer, which stays where it is."""

@@ -127,7 +127,7 @@ class StatePool:
         return moved
 
     def buffers(self, name: str) -> tuple[Buffer, Buffer | None]:
-        """Where a run reads a state tensor, and where it writes it, if it does."""
+        """Buffers from which a run reads a state tensor, and to which it writes it, if it does."""
         if name in self.caches:
             return self.caches[name], self.caches[name]
         if name in self.memories:
@@ -136,7 +136,7 @@ class StatePool:
 
     @property
     def first_state(self) -> Buffers:
-        """Where a run writes what it makes of sources: the state that rows begin from, but for the caches."""
+        """Buffers for the first state that a run makes of sources: all state but the caches."""
         return self.current | self.memories
 
     def commit(self, rows: slice, num_rows: int, num_items: NDArray[np.int64] | int) -> None:

@@ -112,13 +112,13 @@ class GenerationService(GenerationServiceServicer):
     async def _send(self, mailbox: Mailbox, messages: _Messages, context: Any) -> None:
         is_last = False
         while not is_last:
-            news = await mailbox.take()
-            is_last = news.is_last
-            if news.items or news.error is None:
-                await context.write(messages.add(news))
+            delta = await mailbox.take()
+            is_last = delta.is_last
+            if delta.items or delta.error is None:
+                await context.write(messages.add(delta))
                 self._record(messages)
-            if news.error is not None:
-                raise news.error
+            if delta.error is not None:
+                raise delta.error
 
     def _record(self, messages: _Messages) -> None:
         seconds = messages.seconds_since_last()
@@ -139,11 +139,11 @@ class _Messages:
         self._progress = Progress(engine, stream)
         self._last = arrived
 
-    def add(self, news: Delta) -> pb.GenerateResponse:
+    def add(self, delta: Delta) -> pb.GenerateResponse:
         """Return the next message."""
         self.num_sent += 1
-        self.num_new = len(news.items)
-        return generate_response(self._progress.add(news))
+        self.num_new = len(delta.items)
+        return generate_response(self._progress.add(delta))
 
     def seconds_since_last(self) -> float:
         """Return the seconds since the message before (the request's arrival, at first)."""

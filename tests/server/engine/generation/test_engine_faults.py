@@ -56,12 +56,12 @@ class GapChannel(QueueChannel):
         self.engine: Engine | None = None
         self.prompt_items_read: dict[Stream, list[int]] = defaultdict(list)
 
-    def deliver(self, news: list[tuple[Stream, Delta]]) -> None:
+    def deliver(self, events: list[tuple[Stream, Delta]]) -> None:
         assert self.engine is not None
-        for stream, delta in news:
+        for stream, delta in events:
             if delta.items:
                 self.prompt_items_read[stream].append(self.engine.stats.num_prompt_items)
-        super().deliver(news)
+        super().deliver(events)
 
     def largest_gap(self, stream: Stream) -> int:
         """Most prompt items read between two deliveries to the stream."""

@@ -224,10 +224,10 @@ class SourceChannel(QueueChannel):
         self.engine: Engine | None = None
         self.read: list[int] = []
 
-    def deliver(self, news: list[tuple[Stream, Delta]]) -> None:
+    def deliver(self, events: list[tuple[Stream, Delta]]) -> None:
         assert self.engine is not None
         self.read.append(self.engine.stats.num_source_items)
-        super().deliver(news)
+        super().deliver(events)
 
 
 def test_sources_hold_up_running_streams_by_one_budget(transformer: Served) -> None:
